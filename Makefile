@@ -1,0 +1,73 @@
+# `make replicate` and `make test` set everything up themselves; `make help` lists the rest.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .venv-peers
+PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What `make replicate` runs, in order; a further pillar is one more name.
+REPLICATE := gradients/coherence icl/gradient_descent
+PRESET ?= quick
+SEEDS ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help install replicate test check lint format types imports peers notebooks bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(VENV)/stamp  ## virtual environment in .venv with the pinned versions (1.2 GB)
+
+$(VENV)/stamp: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) was not found. gradkin needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "gradkin needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V`: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install python3.11-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing gradkin[experiments,dev] into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev]'
+	@touch $@
+
+replicate: install  ## replicate the papers of REPLICATE at PRESET=quick, SEEDS=3, and write the report
+	@set -e; status=0; for name in $(REPLICATE); do \
+	  $(BIN)/python -m experiments run $$name --preset $(PRESET) --seeds $(SEEDS) || status=$$?; \
+	done; $(BIN)/python -m experiments report; exit $$status
+
+test: install  ## the test suite
+	$(PYTEST)
+
+check: lint types imports test  ## lint, types, import contract, tests: what CI runs
+
+lint: install  ## ruff, its formatter, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: install  ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install  ## pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: install  ## the import contract: arrows point one way
+	$(BIN)/lint-imports
+
+notebooks: install  ## run the notebooks
+	$(PYTEST) --nbmake -p no:cacheprovider colabs/*.ipynb
+
+bench: install  ## the benchmarks, each variant in a process of its own
+	@set -e; for file in experiments/benchmarks/[a-z]*.py; do \
+	  echo "$$file"; $(BIN)/python $$file; done
+
+peers: $(PEERS)/stamp  ## other libraries to compare with, in .venv-peers
+
+$(PEERS)/stamp: pyproject.toml
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@touch $@
+
+clean:  ## remove environments, caches and runs
+	rm -rf $(VENV) $(PEERS) build dist runs htmlcov .coverage .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Per-example gradients, kernels and curvature in JAX."""

@@ -1,0 +1,64 @@
+"""Argument checks: one place, one voice, messages that name the argument."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a value can be read now (tracers cannot)."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def positive(**values: Any) -> None:
+    """Raise ValueError unless each concrete value is finite and > 0; infinity is allowed."""
+    for name, value in values.items():
+        if is_concrete(value) and not np.all(np.asarray(value) > 0):
+            raise ValueError(f"Expected {name} > 0, got {name}={value}.")
+
+
+def non_negative(**values: Any) -> None:
+    """Raise ValueError unless each concrete value is >= 0."""
+    for name, value in values.items():
+        if is_concrete(value) and not np.all(np.asarray(value) >= 0):
+            raise ValueError(f"Expected {name} >= 0, got {name}={value}.")
+
+
+def one_of(options: Iterable[Any], **values: Any) -> None:
+    """Raise ValueError unless each value is one of ``options``."""
+    options = tuple(options)
+    for name, value in values.items():
+        if value not in options:
+            raise ValueError(f"Expected {name} to be one of {options}, got {name}={value!r}.")
+
+
+def rank(expected: int, **arrays: Any) -> None:
+    """Raise ValueError unless each array has ``expected`` axes."""
+    for name, array in arrays.items():
+        if np.ndim(array) != expected:
+            raise ValueError(
+                f"Expected {name} to have {expected} axes, got {name}.shape={np.shape(array)}."
+            )
+
+
+def same_structure(tree: Any, like: Any, *, name: str, like_name: str) -> None:
+    """Raise ValueError, naming the first differing path, unless shapes and structure agree."""
+    left = dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+    right = dict(jax.tree_util.tree_flatten_with_path(like)[0])
+    for path in [*right, *(p for p in left if p not in right)]:
+        text = jax.tree_util.keystr(path) or "the root"
+        if path not in left:
+            raise ValueError(
+                f"Expected {name} to have the leaves of {like_name}: {text} is missing."
+            )
+        if path not in right:
+            raise ValueError(f"Expected {name} to have the leaves of {like_name}: {text} is extra.")
+        if np.shape(left[path]) != np.shape(right[path]):
+            raise ValueError(
+                f"Expected {name} to have the shapes of {like_name}: at {text} got "
+                f"{np.shape(left[path])}, expected {np.shape(right[path])}."
+            )
+    if jax.tree.structure(tree) != jax.tree.structure(like):
+        raise ValueError(f"Expected {name} to have the tree structure of {like_name}.")
