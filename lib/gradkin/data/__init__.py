@@ -1,0 +1,7 @@
+"""Real data behind one function."""
+
+from gradkin.data.dataset import Dataset as Dataset
+from gradkin.data.dataset import images as images
+from gradkin.data.load import load as load
+
+__all__ = ["Dataset", "images", "load"]
