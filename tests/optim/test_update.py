@@ -39,7 +39,7 @@ def test_strict_promotion_is_back_afterwards():
     w = jnp.zeros(2)
     optim.update(opt, w, opt.init(w), w)
     with pytest.raises(ValueError, match="promotion"):
-        jnp.ones(2, jnp.float32) + jnp.ones(2, jnp.int32)
+        jnp.add(jnp.ones(2, jnp.float32), jnp.ones(2, jnp.int32))
 
 
 def test_a_schedule_is_accepted():
