@@ -1,15 +1,27 @@
 # `make replicate` and `make test` set everything up themselves; `make help` lists the rest.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+PEER_PACKAGES := torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
+  hyppo==0.5.2 KDEpy==1.1.12
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
 REPLICATE := gradients/coherence icl/gradient_descent
 PRESET ?= quick
 SEEDS ?= 3
+
+define need-python
+@command -v $(PYTHON) >/dev/null || { \
+  echo "$(PYTHON) was not found. gradkin needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "gradkin needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V 2>&1`: make PYTHON=/path/to/python"; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+  echo "$(PYTHON) lacks venv or ensurepip, which make a virtual environment."; \
+  echo "On Debian and Ubuntu: sudo apt install python3.11-venv (the version you have)"; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install replicate test check lint format types imports peers notebooks bench clean
@@ -20,13 +32,8 @@ help:  ## show this list
 install: $(VENV)/stamp  ## virtual environment in .venv with the pinned versions (1.2 GB)
 
 $(VENV)/stamp: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { \
-	  echo "$(PYTHON) was not found. gradkin needs Python 3.11 or newer: make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "gradkin needs Python 3.11 or newer, $(PYTHON) is `$(PYTHON) -V`: make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "$(PYTHON) lacks venv or ensurepip. On Debian and Ubuntu: sudo apt install python3.11-venv"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(call need-python)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing gradkin[experiments,dev] into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,dev]'
 	@touch $@
@@ -57,7 +64,7 @@ imports: install  ## the import contract: arrows point one way
 	$(BIN)/lint-imports
 
 notebooks: install  ## run the notebooks
-	$(PYTEST) --nbmake -p no:cacheprovider colabs/*.ipynb
+	$(PYTEST) --nbmake --nbmake-timeout=300 colabs
 
 bench: install  ## the benchmarks, each variant in a process of its own
 	@set -e; for file in experiments/benchmarks/[a-z]*.py; do \
@@ -65,8 +72,15 @@ bench: install  ## the benchmarks, each variant in a process of its own
 
 peers: $(PEERS)/stamp  ## other libraries to compare with, in .venv-peers
 
-$(PEERS)/stamp: pyproject.toml
-	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+# One by one: a peer that does not install is named and left out.
+$(PEERS)/stamp: Makefile
+	$(call need-python)
+	@$(PEERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(PEERS)
+	@for peer in $(PEER_PACKAGES); do \
+	  echo "Installing $$peer into $(PEERS) ..."; \
+	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer \
+	    || echo "skipped: $$peer does not install here"; \
+	done
 	@touch $@
 
 clean:  ## remove environments, caches and runs
