@@ -1,0 +1,255 @@
+"""Values of a backward pass that stay sums of products until someone needs the numbers."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from gradkin.matrices import contraction
+from gradkin.typing import Array
+
+
+class Label:
+    """An index of a product; compared by identity."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int):
+        self.size = size
+
+
+class Factor(NamedTuple):
+    """An array, one label per axis."""
+
+    array: Any
+    labels: tuple[Label, ...]
+
+
+class OneHot(NamedTuple):
+    """The factor ``[ids == row]`` without its zeros; ids outside the rows select nothing."""
+
+    array: Any
+    labels: tuple[Label, ...]
+    row: Label
+
+
+class Product(NamedTuple):
+    """``sum a * d`` over the labels absent from ``out``; each output axis groups some labels."""
+
+    a: Factor | OneHot
+    d: Factor
+    out: tuple[tuple[Label, ...], ...]
+
+
+class Accumulator(NamedTuple):
+    """The value a scan carry had when the step began; it may only be added to."""
+
+    index: int
+
+
+class Lazy(NamedTuple):
+    """A sum of products, arrays and at most one accumulator; an empty sum is zero."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    terms: tuple[Any, ...]
+
+
+class Unsupported(Exception):
+    """A step that cannot be applied to an unformed value."""
+
+
+class AccumulatorUsed(Exception):
+    """A scan's body reads an accumulator: it must be an ordinary carry."""
+
+    def __init__(self, index: int):
+        super().__init__(index)
+        self.index = index
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> Lazy:
+    return Lazy(tuple(shape), dtype, ())
+
+
+def as_lazy(value: Any) -> Lazy:
+    if isinstance(value, Lazy):
+        return value
+    return Lazy(tuple(np.shape(value)), jnp.result_type(value), (value,))
+
+
+def dense_product(term: Product) -> Array:
+    """Multiply one product out, in the layout of its labels."""
+    flat = [label for group in term.out for label in group]
+    if isinstance(term.a, OneHot):
+        result = contraction.scatter_rows(
+            term.a.array,
+            term.a.labels,
+            term.d.array,
+            term.d.labels,
+            term.a.row,
+            term.a.row.size,
+            flat,
+        )
+    else:
+        result = contraction.contract(
+            term.a.array, term.a.labels, term.d.array, term.d.labels, flat
+        )
+    return jnp.reshape(result, [math.prod(label.size for label in g) for g in term.out])
+
+
+def force(value: Any) -> Array:
+    """The numbers behind a value."""
+    if not isinstance(value, Lazy):
+        return value
+    total = None
+    for term in value.terms:
+        if isinstance(term, Accumulator):
+            raise AccumulatorUsed(term.index)
+        part = dense_product(term) if isinstance(term, Product) else term
+        part = part.astype(value.dtype)
+        total = part if total is None else total + part
+    return jnp.zeros(value.shape, value.dtype) if total is None else total
+
+
+def _map(value: Lazy, shape: tuple[int, ...], on_product: Any, on_array: Any) -> Lazy:
+    terms = []
+    for term in value.terms:
+        if isinstance(term, Accumulator):
+            raise Unsupported("an accumulator may only be added to")
+        terms.append(on_product(term) if isinstance(term, Product) else on_array(term))
+    return Lazy(tuple(shape), value.dtype, tuple(terms))
+
+
+def transpose(value: Lazy, permutation: tuple[int, ...]) -> Lazy:
+    return _map(
+        value,
+        tuple(value.shape[p] for p in permutation),
+        lambda t: t._replace(out=tuple(t.out[p] for p in permutation)),
+        lambda x: jnp.transpose(x, permutation),
+    )
+
+
+def reshape(value: Lazy, shape: tuple[int, ...]) -> Lazy:
+    return _map(value, shape, lambda t: regroup(t, shape), lambda x: jnp.reshape(x, shape))
+
+
+def reduce_sum(value: Lazy, axes: tuple[int, ...]) -> Lazy:
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+
+    def on_product(term: Product) -> Product:
+        if isinstance(term.a, OneHot) and any(term.a.row in term.out[axis] for axis in axes):
+            raise Unsupported("a sum over an embedding's rows")
+        return term._replace(out=tuple(term.out[axis] for axis in kept))
+
+    shape = tuple(value.shape[axis] for axis in kept)
+    return _map(value, shape, on_product, lambda x: jnp.sum(x, axes))
+
+
+def add_unit_axes(value: Lazy, shape: tuple[int, ...], dimensions: tuple[int, ...]) -> Lazy:
+    """`broadcast_in_dim` that only inserts axes of size one; an all-zero value may grow."""
+    if value.terms and (
+        any(value.shape[i] != shape[d] for i, d in enumerate(dimensions))
+        or any(shape[d] != 1 for d in range(len(shape)) if d not in dimensions)
+    ):
+        raise Unsupported("broadcast")
+    where = {d: i for i, d in enumerate(dimensions)}
+    return _map(
+        value,
+        shape,
+        lambda t: t._replace(out=tuple(t.out[where[d]] if d in where else () for d in range(len(shape)))),
+        lambda x: jnp.reshape(x, shape),
+    )  # fmt: skip
+
+
+def negate(value: Lazy) -> Lazy:
+    return _map(
+        value, value.shape, lambda t: t._replace(d=t.d._replace(array=-t.d.array)), lambda x: -x
+    )
+
+
+def add(left: Lazy, right: Lazy) -> Lazy:
+    return Lazy(left.shape, left.dtype, (*left.terms, *right.terms))
+
+
+def regroup(term: Product, shape: tuple[int, ...]) -> Product:
+    """Read the output axes anew as ``shape``, splitting a label where an axis ends inside it."""
+    labels = [label for group in term.out for label in group]
+    groups: list[tuple[Label, ...]] = []
+    for wanted in shape:
+        group: list[Label] = []
+        have = 1
+        while have < wanted:
+            if not labels or wanted == 0:
+                raise Unsupported("reshape")
+            label = labels[0]
+            room = wanted // have
+            if wanted % have or (label.size > room and label.size % room):
+                raise Unsupported("reshape")
+            if label.size > room:
+                major, minor = Label(room), Label(label.size // room)
+                term = split(term, label, (major, minor))
+                labels[:1] = [major, minor]
+            elif wanted % (have * label.size):
+                raise Unsupported("reshape")
+            group.append(labels.pop(0))
+            have *= group[-1].size
+        groups.append(tuple(group))
+    # What is left has size one; it stays summed over, which changes nothing.
+    if any(label.size != 1 for label in labels):
+        raise Unsupported("reshape")
+    return term._replace(out=tuple(groups))
+
+
+def split(term: Product, label: Label, parts: tuple[Label, ...]) -> Product:
+    """Replace one label by several, major first, in the factors and the output."""
+    if isinstance(term.a, OneHot) and label is term.a.row:
+        raise Unsupported("an embedding's rows cannot be split")
+
+    def on(factor: Any) -> Any:
+        if label not in factor.labels:
+            return factor
+        axis = factor.labels.index(label)
+        shape = factor.array.shape
+        sizes = tuple(part.size for part in parts)
+        return factor._replace(
+            array=jnp.reshape(factor.array, (*shape[:axis], *sizes, *shape[axis + 1 :])),
+            labels=(*factor.labels[:axis], *parts, *factor.labels[axis + 1 :]),
+        )
+
+    out = tuple(
+        tuple(new for old in group for new in (parts if old is label else (old,)))
+        for group in term.out
+    )
+    return Product(on(term.a), on(term.d), out)
+
+
+def multiply(value: Lazy, source: Any, dimensions: tuple[int, ...]) -> Lazy:
+    """Multiply by an array whose axis ``i`` runs along ``dimensions[i]`` of the value.
+
+    The factor is absorbed where all its axes belong to one operand of the product.
+    """
+
+    def on_product(term: Product) -> Product:
+        labels: list[Label] = []
+        sizes: list[int] = []
+        for axis, dimension in enumerate(dimensions):
+            if source.shape[axis] == 1:
+                continue
+            labels.extend(term.out[dimension])
+            sizes.extend(label.size for label in term.out[dimension])
+        factor = jnp.reshape(source, sizes)
+        for side in ("d", "a"):
+            operand = getattr(term, side)
+            if isinstance(operand, Factor) and set(labels) <= set(operand.labels):
+                scaled = contraction.scale(operand.array, operand.labels, factor, labels)
+                return term._replace(**{side: operand._replace(array=scaled)})
+        raise Unsupported("the factor runs along both operands")
+
+    def on_array(array: Any) -> Any:
+        shape = [1] * len(value.shape)
+        for axis, dimension in enumerate(dimensions):
+            shape[dimension] = source.shape[axis]
+        return array * jnp.broadcast_to(jnp.reshape(source, shape), array.shape).astype(array.dtype)
+
+    return _map(value, value.shape, on_product, on_array)
