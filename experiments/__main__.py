@@ -1,0 +1,78 @@
+"""``python -m experiments list | run | report``: replicate papers and show what came out."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from experiments.runner import discover
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command(name="list")
+def list_experiments() -> int:
+    """Show every experiment, its papers and the data sets it can use."""
+    for name in discover.names():
+        listed = discover.describe(name)
+        print(f"{name}\n    {listed.title}\n    papers: {', '.join(listed.papers)}")
+        print(f"    data:   {', '.join(listed.data) or 'made by the experiment'}")
+    return 0
+
+
+@app.command
+def run(
+    experiment: Positional[str],
+    preset: Literal["smoke", "quick", "paper"] = "quick",
+    seeds: int = 3,
+    data: str | None = None,
+    out: Path | None = None,
+    mesh: Annotated[str | None, arg(metavar="data=N")] = None,
+    multihost: bool = False,
+    resume: bool = False,
+    save_evidence: bool = False,
+    checkpoint_seconds: float = 10.0,
+) -> int:
+    """Run one experiment; exit with status 1 when a verdict differs from the committed one.
+
+    Args:
+        experiment: <subject>/<slug>, as list shows it.
+        preset: smoke (seconds, no claim), quick (two cores, minutes), paper (the paper's setting).
+        seeds: how many seeds.
+        data: another data set: a name that gradkin.data.load knows, or a folder.
+        out: where the evidence, figure, report and checkpoints go; default runs/<subject>/<slug>.
+        mesh: data=N splits arrays over N devices (on a CPU, makes them).
+        multihost: one process of several; JAX_COORDINATOR_ADDRESS and the like say which.
+        resume: continue a run that was killed.
+        save_evidence: also write experiments/results/<subject>/<slug>.json, to be committed.
+        checkpoint_seconds: seconds between checkpoints.
+    """
+    from experiments.runner.run import execute
+
+    return execute(
+        experiment,
+        preset=preset,
+        seeds=seeds,
+        data=data,
+        out=out,
+        mesh_spec=mesh,
+        multihost=multihost,
+        resume=resume,
+        save_evidence=save_evidence,
+        save_seconds=checkpoint_seconds,
+    )
+
+
+def main() -> int:
+    """Run a subcommand; a wrong argument is one line, not a traceback."""
+    try:
+        return app.cli(prog="python -m experiments")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
