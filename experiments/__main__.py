@@ -49,30 +49,42 @@ def run(
         save_evidence: also write experiments/results/<subject>/<slug>.json, to be committed.
         checkpoint_seconds: seconds between checkpoints.
     """
-    from experiments.runner.run import execute
+    from experiments.runner.compiled import shared_programs
+    from experiments.runner.run import execute, finish, prepare
 
-    return execute(
-        experiment,
-        preset=preset,
-        seeds=seeds,
-        data=data,
-        out=out,
-        mesh_spec=mesh,
-        multihost=multihost,
-        resume=resume,
-        save_evidence=save_evidence,
-        save_seconds=checkpoint_seconds,
-    )
-
-
-def main() -> int:
-    """Run a subcommand; a wrong argument is one line, not a traceback."""
     try:
-        return app.cli(prog="python -m experiments")
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        ready = prepare(
+            experiment,
+            preset=preset,
+            seeds=seeds,
+            data=data,
+            out=out,
+            mesh=mesh,
+            multihost=multihost,
+            resume=resume,
+            save_evidence=save_evidence,
+        )
+        arrays = ready.module.load(ready.config)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)  # one line, not a traceback
         return 2
+    with shared_programs():
+        found = execute(ready, arrays, save_seconds=checkpoint_seconds)
+    return 0 if found is None else finish(ready, found)
+
+
+@app.command
+def report(out: Path = Path("runs/report.html"), reassess: bool = False) -> int:
+    """Write REPLICATIONS.md and one HTML page from experiments/results.
+
+    Args:
+        out: the page.
+        reassess: first evaluate the claims again on the stored metrics, after a claim was reworded.
+    """
+    from experiments.runner.report import write_report
+
+    return write_report(out, reassess=reassess)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(app.cli(prog="python -m experiments"))

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from experiments.runner import encoding
+
 Rule = Literal["mean", "median", "every"]
 Verdict = Literal["reproduced", "not reproduced", "inconclusive"]
 
@@ -60,7 +62,7 @@ def evaluate(claim: Claim, metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "text": claim.text,
         "paper": claim.paper,
         "reported": claim.reported,
-        "measured": measured.tolist(),
+        "measured": encoding.nested(measured),
         "threshold": claim.threshold,
         "rule": claim.rule,
         "holds": holds,

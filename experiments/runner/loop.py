@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.runner.checkpoint import Checkpoints
+from experiments.runner.compiled import compiled
 
 Step = Callable[[Any, Any], Any]
 
@@ -109,15 +110,17 @@ def make_loop(
                 vmap_seeds=vmap_seeds,
             )
         chunks = count_chunks(num_steps, every)
-        out = {} if sharding is None else {"out_shardings": sharding}
-        advance = jax.jit(scan_chunk(over_seeds(step, vmap_seeds), every), **out)
-        measure = jax.jit(over_seeds(evaluate or nothing, vmap_seeds), **out)
         place = strong if sharding is None else lambda leaf: jax.device_put(strong(leaf), sharding)
         state = jax.tree.map(place, state)
+        data = jax.tree.map(jnp.asarray, data)
+        chunk = scan_chunk(over_seeds(step, vmap_seeds), every)
+        advance, _ = compiled(chunk, state, data, sharding=sharding)
+        measure, measured = compiled(
+            over_seeds(evaluate or nothing, vmap_seeds), state, data, sharding=sharding
+        )
 
         number = next(numbers)
         with Checkpoints(folder and folder / f"loop{number:03d}", save_seconds) as checkpoints:
-            measured = jax.eval_shape(measure, state, data)
             saved = checkpoints.restore(state, measured)
             if saved is None:
                 position, history = 0, [flat(measure(state, data))]

@@ -18,7 +18,7 @@ def make_mesh(spec: str, *, multihost: bool = False) -> Mesh:
     if match is None:
         raise ValueError(f"Expected mesh to be data=N, got mesh={spec!r}.")
     size = int(match[1])
-    if not multihost and jax.config.read("jax_num_cpu_devices") < size:
+    if not multihost and jax.config.jax_num_cpu_devices < size:
         jax.config.update("jax_num_cpu_devices", size)
     devices = jax.devices()
     if len(devices) < size:
@@ -33,6 +33,7 @@ def place(data: Any, mesh: Mesh | None) -> Any:
 
     def put(leaf):
         leaf = np.asarray(leaf)
+        leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
         split = leaf.ndim and leaf.shape[0] and leaf.shape[0] % mesh.size == 0
         sharding = NamedSharding(mesh, PartitionSpec("data" if split else None))
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
