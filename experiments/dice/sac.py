@@ -1,4 +1,4 @@
-"""Soft actor-critic (Haarnoja et al. 2018), small, to make MuJoCo data of several levels.
+"""Soft actor-critic, small, to make MuJoCo data of several levels (:cite:`haarnoja:18`).
 
 Networks are those of `gradkin.dice`; `collect.py` drives it. Not a replication by itself.
 """
