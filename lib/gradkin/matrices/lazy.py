@@ -154,12 +154,13 @@ def add_unit_axes(value: Lazy, shape: tuple[int, ...], dimensions: tuple[int, ..
     ):
         raise Unsupported("broadcast")
     where = {d: i for i, d in enumerate(dimensions)}
-    return _map(
-        value,
-        shape,
-        lambda t: t._replace(out=tuple(t.out[where[d]] if d in where else () for d in range(len(shape)))),
-        lambda x: jnp.reshape(x, shape),
-    )  # fmt: skip
+
+    def on_product(t: Product) -> Product:
+        return t._replace(
+            out=tuple(t.out[where[d]] if d in where else () for d in range(len(shape)))
+        )
+
+    return _map(value, shape, on_product, lambda x: jnp.reshape(x, shape))
 
 
 def negate(value: Lazy) -> Lazy:

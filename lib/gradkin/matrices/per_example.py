@@ -1,44 +1,17 @@
 """Per-example gradients of any scalar loss, in the manner of `jax.grad`."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import backward, leaves, programs, recorded
-from gradkin.matrices.recorded import PerExampleGrads, path_name
-from gradkin.typing import PyTree
-
-
-class Transformation(NamedTuple):
-    """Static half of a call: what is differentiated and how the rest is mapped."""
-
-    fun: Callable[..., Any]
-    argnums: int | tuple[int, ...]
-    has_aux: bool
-    in_axes: Any
-    route: str
-
-
-class ByIdentity:
-    """Hashable stand-in for a callable or a tree that cannot be hashed."""
-
-    def __init__(self, value: Any):
-        self.value = value
-        self.__name__ = getattr(value, "__name__", type(value).__name__)
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, ByIdentity) and other.value is self.value
-
-    def __call__(self, *args: Any) -> Any:
-        return self.value(*args)
+from gradkin.matrices import streamed
+from gradkin.matrices.arguments import path_name
+from gradkin.matrices.recording import ByIdentity, Transformation, mapped_axes, parameters, record
 
 
 def per_example_grads(
@@ -89,13 +62,14 @@ def per_example_grads(
       For training, put everything in one jit so that unused factors vanish:
       ``jax.jit(lambda p, b: per_example_grads(loss)(p, b).clip(1.0).mean())``.
     """
-    make = value_and_per_example_grads(
-        fun, argnums, has_aux, in_axes=in_axes, batch_size=batch_size, route=route
-    )
+    _check_options(fun, batch_size, route)
 
-    @functools.wraps(fun, assigned=("__doc__",), updated=())
     def transformed(*args: Any) -> Any:
-        value, G = make(*args)
+        spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
+        if batch_size is not None:
+            S = streamed.stream(spec, args, num_examples, batch_size)
+            return (S, streamed.losses(S)[1]) if has_aux else S
+        value, G = record(spec, args, num_examples=num_examples, eager=_is_eager(args))
         return (G, value[1]) if has_aux else G
 
     return transformed
@@ -136,66 +110,42 @@ def value_and_per_example_grads(
       >>> losses.tolist()
       [0.5, 2.0]
     """
-    checks.one_of(("auto", "factors", "dense"), route=route)
-    if not callable(fun):
-        raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")
-    if batch_size is not None:
-        checks.positive(batch_size=batch_size)
+    _check_options(fun, batch_size, route)
 
     def transformed(*args: Any) -> Any:
-        spec = Transformation(
-            _hashable(fun), argnums, has_aux, _hashable(_all_axes(in_axes, argnums, args)), route
-        )
-        num_examples = check_arguments(spec, args)
+        spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
-            from gradkin.matrices import streamed
-
-            return streamed.value_and_stream(spec, args, num_examples, batch_size)
-        eager = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
-        return record(spec, args, num_examples=num_examples, eager=eager)
+            S = streamed.stream(spec, args, num_examples, batch_size)
+            value = streamed.losses(S)
+            return value, dataclasses.replace(S, losses=value[0] if has_aux else value)
+        return record(spec, args, num_examples=num_examples, eager=_is_eager(args))
 
     return transformed
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "num_examples", "eager"), inline=True)
-def record(
-    spec: Transformation, args: tuple[Any, ...], *, num_examples: int, eager: bool = False
-) -> tuple[Any, PerExampleGrads]:
-    """One backward pass: ``(losses or (losses, aux), G)``."""
-    params = parameters(spec, args)
-    in_axes = spec.in_axes.value if isinstance(spec.in_axes, ByIdentity) else spec.in_axes
-    mapped = jax.vmap(
-        jax.value_and_grad(spec.fun, argnums=spec.argnums, has_aux=spec.has_aux), in_axes=in_axes
-    )
-    flat, structure = jax.tree.flatten(args)
-
-    def fun(*flat_args: Any) -> Any:
-        value, grads = mapped(*jax.tree.unflatten(structure, flat_args))
-        return jax.tree.leaves(grads), value
-
-    program, result_structure = programs.trace(fun, flat)
-    params_flat, params_structure = jax.tree_util.tree_flatten_with_path(params)
-    number = len(params_flat)
-    lazy_outputs = [i < number for i in range(len(program.outputs))]
-    outputs = backward.evaluate(program, flat, lazy_outputs)
-    _, value = jax.tree.unflatten(result_structure, [0] * number + outputs[number:])
-    losses = value[0] if spec.has_aux else value
-    table = leaves.Table()
-    described = tuple(
-        leaves.store(gradient, path_name(path), like, table, route=spec.route)
-        for gradient, (path, like) in zip(outputs[:number], params_flat, strict=True)
-    )
-    G = PerExampleGrads(
-        tuple(table.arrays), None, losses, described, params_structure, num_examples
-    )
-    return value, recorded.batch_first(G) if eager else G
+def _check_options(fun: Callable[..., Any], batch_size: int | None, route: str) -> None:
+    checks.one_of(("auto", "factors", "dense"), route=route)
+    if not callable(fun):
+        raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
 
 
-def parameters(spec: Transformation, args: tuple[Any, ...]) -> PyTree:
-    """The differentiated argument or arguments."""
-    if isinstance(spec.argnums, int):
-        return args[spec.argnums]
-    return tuple(args[i] for i in spec.argnums)
+def _bind(
+    fun: Callable[..., Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool,
+    in_axes: Any,
+    route: str,
+    args: tuple[Any, ...],
+) -> tuple[Transformation, int]:
+    axes = _hashable(_all_axes(in_axes, argnums, args))
+    spec = Transformation(_hashable(fun), argnums, has_aux, axes, route)
+    return spec, check_arguments(spec, args)
+
+
+def _is_eager(args: Any) -> bool:
+    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
 
 
 def _hashable(value: Any) -> Any:
@@ -241,7 +191,7 @@ def check_arguments(spec: Transformation, args: tuple[Any, ...]) -> int:
             )
     if not jax.tree.leaves(params):
         raise ValueError("Expected parameters with at least one leaf, got none.")
-    in_axes = spec.in_axes.value if isinstance(spec.in_axes, ByIdentity) else spec.in_axes
+    in_axes = mapped_axes(spec)
     found: dict[int, str] = {}
     shapes: list[Any] = []
     for number, (axes, arg) in enumerate(zip(in_axes, args, strict=True)):

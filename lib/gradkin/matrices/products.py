@@ -229,7 +229,8 @@ def _pair_dense(p: Part, q: Part, out: list[Hashable]) -> Array:
 
 def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     """Product of two small Gram matrices, or the products themselves where that is cheaper."""
-    assert p.a is not None and q.a is not None
+    assert p.a is not None
+    assert q.a is not None
     own = set(axes(leaf))
 
     def owned(factor: Labelled) -> set[Hashable]:
@@ -269,7 +270,8 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
 
 def _pair_rows(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     """Look-up rows against rows (equal ids), or against a factor that is read at the ids."""
-    assert p.a is not None and p.row is not None
+    assert p.a is not None
+    assert p.row is not None
     ids, id_labels = p.a
     if q.row is not None and q.a is not None:
         other, other_labels = q.a
@@ -298,9 +300,8 @@ def second_moment(
 ) -> Array:
     """``sum_b weights_b^2 g_b^2``, entry by entry."""
     terms = parts(leaf, table)
-    if len(terms) == 1 and all(
-        label in axes(leaf) or label == batch() for _, labels in terms[0].factors for label in labels
-    ) and terms[0].row is None:  # fmt: skip
+    kept = {batch(), *axes(leaf)}
+    if len(terms) == 1 and terms[0].row is None and all(kept >= {*x[1]} for x in terms[0].factors):
         # One position per example: the square of a product is the product of squares.
         squares = [(jnp.square(jnp.abs(x)), labels) for x, labels in terms[0].factors]
         part = Part(None if len(squares) == 1 else squares[0], squares[-1], None)

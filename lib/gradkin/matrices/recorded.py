@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import contraction, explain, products
+from gradkin.matrices import arguments, contraction, explain, products
 from gradkin.matrices.leaves import BATCH, Leaf, StoredFactor, Term
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -101,12 +101,14 @@ class PerExampleGrads:
     def __matmul__(self, other: Any) -> Array:
         """``G @ tangent`` is ``[B]``; ``G @ H.T`` is ``[B, B']``."""
         if isinstance(other, Transposed):
+            if not isinstance(other.matrix, PerExampleGrads):
+                return (other.matrix @ self.T).T  # a streamed matrix makes its own rows
             return inner_products(self, other.matrix)
         return _tangent(self, self.leaves_like(other, "tangent"))
 
     def __rmatmul__(self, weights: Any) -> PyTree:
         """``weights @ G``: the weighted sum of the rows; ``[K, B]`` weights stack K sums."""
-        weights = self._row_values(weights, "weights", leading=True)
+        weights = arguments.row_values(weights, self.num_examples, "weights", leading=True)
         return _weighted_sum(self, weights)
 
     def gram(self) -> Array:
@@ -149,20 +151,14 @@ class PerExampleGrads:
 
     def scale(self, weights: Any) -> "PerExampleGrads":
         """Multiply row ``i`` by ``weights[i]`` (or every row by one number)."""
-        weights = self._row_values(weights, "weights")
+        weights = arguments.row_values(weights, self.num_examples, "weights")
         return dataclasses.replace(
             self, weights=weights if self.weights is None else self.weights * weights
         )
 
     def where(self, mask: Any) -> "PerExampleGrads":
         """Keep the rows where ``mask`` holds; the others become exact zeros, even if NaN."""
-        mask = jnp.asarray(mask)
-        if mask.dtype != bool or mask.shape != (self.num_examples,):
-            raise ValueError(
-                f"Expected mask to be boolean of shape ({self.num_examples},), got "
-                f"{mask.dtype} of shape {mask.shape}."
-            )
-        return _where(self, mask)
+        return _where(self, arguments.row_mask(mask, self.num_examples))
 
     def centered(self) -> "PerExampleGrads":
         """Subtract the mean row from every row: a rank-one correction, nothing is formed."""
@@ -193,28 +189,9 @@ class PerExampleGrads:
 
     def __getitem__(self, index: Any) -> Any:
         """``G[i]`` is the gradient of one example, a pytree; a slice, indices or mask give rows."""
-        if isinstance(index, int | np.integer):
-            if not -self.num_examples <= index < self.num_examples:
-                raise IndexError(f"Expected index in [0, {self.num_examples}), got {index}.")
-            row = _take(self, jnp.asarray([int(index) % self.num_examples]))
-            return jax.tree.map(lambda g: g[0], row.materialize())
-        if isinstance(index, slice):
-            index = np.arange(self.num_examples)[index]
-        index = index if isinstance(index, jax.Array) else np.asarray(index)
-        if index.dtype == bool:
-            if index.shape != (self.num_examples,):
-                raise IndexError(
-                    f"Expected a mask of shape ({self.num_examples},), got {index.shape}."
-                )
-            index = np.flatnonzero(np.asarray(index))
-        if index.ndim == 0:
-            row = _take(self, jnp.asarray(index)[None])
-            return jax.tree.map(lambda g: g[0], row.materialize())
-        if index.ndim != 1 or not jnp.issubdtype(index.dtype, jnp.integer):
-            raise IndexError(
-                f"Expected one axis of integers or a mask, got {index.dtype} {index.shape}."
-            )
-        return _take(self, jnp.asarray(index))
+        rows, single = arguments.row_index(index, self.num_examples)
+        taken = _take(self, rows)
+        return jax.tree.map(lambda g: g[0], taken.materialize()) if single else taken
 
     # ---- plumbing --------------------------------------------------------------------------
 
@@ -227,10 +204,10 @@ class PerExampleGrads:
 
     def leaves_like(self, tree: PyTree, name: str) -> list[Any]:
         """The leaves of ``tree``, checked against the parameters; None where not selected."""
-        given = dict(
-            (path_name(path), value)
+        given = {
+            arguments.path_name(path): value
             for path, value in jax.tree_util.tree_flatten_with_path(tree)[0]
-        )
+        }
         known = {leaf.path: leaf for leaf in self.leaves}
         for path in given:
             if path not in known:
@@ -253,25 +230,6 @@ class PerExampleGrads:
                 )
             values.append(value if leaf.selected else None)
         return values
-
-    def _row_values(self, weights: Any, name: str, *, leading: bool = False) -> Array:
-        weights = jnp.asarray(weights)
-        if not jnp.issubdtype(weights.dtype, jnp.floating):
-            weights = weights.astype(np.float32)
-        allowed = weights.shape[-1:] == (self.num_examples,) and weights.ndim <= 1 + leading
-        if weights.ndim == 0 and not leading:
-            return jnp.broadcast_to(weights, (self.num_examples,))
-        if not allowed:
-            raise ValueError(
-                f"Expected {name} to have shape ({self.num_examples},), one per example, got "
-                f"{weights.shape}."
-            )
-        return weights
-
-
-def path_name(path: Any) -> str:
-    """A parameter's path as text: ``"layers/0/kernel"``; the empty path is ``"."``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "."
 
 
 def inner_products(left: PerExampleGrads, right: PerExampleGrads) -> Array:
@@ -494,42 +452,33 @@ def _take(G: PerExampleGrads, index: Array) -> PerExampleGrads:
 
 @_verb
 def _centered(G: PerExampleGrads) -> PerExampleGrads:
-    means = [
-        products.weighted_sum(leaf, G.table, _weights(G) / G.num_examples, G.num_examples)
-        if leaf.selected
-        else None
-        for leaf in G.leaves
-    ]
-    table, leaves = list(G.table), []
-    # The weights go into the factors: the mean that is subtracted carries none.
-    ones = len(table)
-    table.append(-jnp.ones((G.num_examples,), np.float32))
-    for leaf, mean in zip(G.leaves, means, strict=True):
-        if mean is None:
+    return minus(G, _mean(G))
+
+
+def minus(G: PerExampleGrads, row: PyTree) -> PerExampleGrads:
+    """Subtract one row, a pytree like the parameters, from every row."""
+    values = G.leaves_like(row, "row")
+    table, leaves = [*G.table, -jnp.ones((G.num_examples,), np.float32)], []
+    ones = len(G.table)
+    for leaf, value in zip(G.leaves, values, strict=True):
+        if not leaf.selected:
             leaves.append(leaf)
             continue
         terms = []
         for term in leaf.terms:
+            # The weights go into the factors: the row that is subtracted carries none.
             side = "d" if BATCH in term.d.labels else "a"
             factor = getattr(term, side)
             scaled = table[factor.index]
             if G.weights is not None:
-                scaled = contraction.scale(
-                    scaled, factor.labels, G.weights.astype(scaled.dtype), (BATCH,)
-                )
+                scaled = contraction.scale(scaled, factor.labels, G.weights, (BATCH,))
             terms.append(term._replace(**{side: factor._replace(index=len(table))}))
             table.append(scaled)
-        mean_labels = tuple(range(len(leaf.sizes)))
-        terms.append(
-            Term("outer", StoredFactor(ones, (BATCH,)), StoredFactor(len(table), mean_labels))
-        )
-        table.append(mean.reshape(leaf.sizes))
+        place = StoredFactor(len(table), tuple(range(len(leaf.sizes))))
+        table.append(jnp.reshape(value, leaf.sizes))
+        terms.append(Term("outer", StoredFactor(ones, (BATCH,)), place))
         leaves.append(leaf._replace(terms=tuple(terms)))
     return _pruned(dataclasses.replace(G, table=tuple(table), weights=None), leaves)
-
-
-def _weights(G: PerExampleGrads) -> Array:
-    return jnp.ones((G.num_examples,), np.float32) if G.weights is None else G.weights
 
 
 def _dropped(leaf: Leaf) -> Leaf:

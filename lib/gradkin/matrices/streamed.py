@@ -1,0 +1,376 @@
+"""The matrix of per-example gradients of a batch too large to record: one pass per verb."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradkin import checks
+from gradkin.matrices import arguments, explain, recorded, recording
+from gradkin.matrices.recorded import PerExampleGrads
+from gradkin.matrices.transposed import Transposed
+from gradkin.typing import Array, PyTree
+
+_verb = functools.partial(jax.jit, inline=True)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["args", "operands", "losses"],
+    meta_fields=["spec", "operations", "num_examples", "batch_size"],
+)
+@dataclasses.dataclass(frozen=True)
+class StreamedPerExampleGrads:
+    """Per-example gradients that are made anew, micro-batch by micro-batch, for every verb.
+
+    The same verbs as `PerExampleGrads`, in memory that does not grow with the number of examples.
+    Each verb is one scan over micro-batches, so two verbs cost two passes; ``clip(c).sum()`` clips
+    inside the pass. Made by ``gradkin.per_example_grads(..., batch_size=m)``.
+
+    A micro-batch takes every ``B / m``-th example. On a batch sharded over devices, with ``m`` a
+    multiple of their number, that is an equal slice of each shard and nothing is gathered.
+
+    Attributes:
+      args: the loss's arguments, batched.
+      operands: arrays of the pending row operations.
+      losses: the examples' losses ``[B]``, if they were asked for.
+      spec: what is differentiated.
+      operations: names and options of the pending row operations.
+      num_examples: ``B``.
+      batch_size: ``m``, examples per micro-batch.
+    """
+
+    args: tuple[Any, ...]
+    operands: tuple[Any, ...]
+    losses: Array | None
+    spec: recording.Transformation
+    operations: tuple[tuple[str, Any], ...]
+    num_examples: int
+    batch_size: int
+
+    __array_ufunc__ = None
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(examples, parameters)``, counting the selected columns."""
+        return self.num_examples, _outline(self).shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype all selected columns promote to."""
+        return _outline(self).dtype
+
+    @property
+    def T(self) -> Transposed:
+        """The transpose."""
+        return Transposed(self)
+
+    def squared_norms(self, by: str | None = None) -> Any:
+        """``|g_i|^2`` of every row."""
+        checks.one_of((None, "leaf"), by=by)
+        return _rows(self, "squared_norms", by)
+
+    def norms(self, by: str | None = None) -> Any:
+        """``|g_i|`` of every row."""
+        checks.one_of((None, "leaf"), by=by)
+        return _rows(self, "norms", by)
+
+    def frobenius_norm(self) -> Array:
+        """Square root of the sum of all squared entries."""
+        return recorded.safe_sqrt(jnp.sum(self.squared_norms()))
+
+    def sum(self) -> PyTree:
+        """Sum of the rows, added up in float32."""
+        return _total(self, None)
+
+    def mean(self) -> PyTree:
+        """Mean of the rows."""
+        return jax.tree.map(lambda g: g / self.num_examples, self.sum())
+
+    def second_moment(self) -> PyTree:
+        """``sum_i g_i^2``, entry by entry."""
+        return _second_moment(self)
+
+    def __matmul__(self, other: Any) -> Array:
+        """``G @ tangent`` is ``[B]``; ``G @ H.T`` is ``[B, B']``."""
+        if isinstance(other, Transposed):
+            return _inner(self, other.matrix)
+        return _tangent(self, other)
+
+    def __rmatmul__(self, weights: Any) -> PyTree:
+        """``weights @ G``: the weighted sum of the rows; ``[K, B]`` weights stack K sums."""
+        weights = arguments.row_values(weights, self.num_examples, "weights", leading=True)
+        return _total(self, weights)
+
+    def gram(self) -> Array:
+        """Inner products of all pairs of rows; every pair of micro-batches is made anew."""
+        return _inner(self, self)
+
+    def cosine(self, other: Any = None) -> Array:
+        """Cosines of the angles between rows; a zero row has cosine zero."""
+        other = self if other is None else other
+        return self.normalize() @ other.normalize().T
+
+    def materialize(self) -> PyTree:
+        """All rows multiplied out: a pytree of ``[B, *shape]``."""
+        return _rows(self, "materialize")
+
+    def explain(self) -> explain.Explanation:
+        """Per parameter of one micro-batch: terms, sizes, route, cost and the reason."""
+        return _outline(self).explain()
+
+    def clip(self, max_norm: Any, *, nonfinite: str = "propagate") -> "StreamedPerExampleGrads":
+        """Scale each row down to norm at most ``max_norm`` (see `PerExampleGrads.clip`)."""
+        checks.non_negative(max_norm=max_norm)
+        checks.one_of(("propagate", "zero"), nonfinite=nonfinite)
+        return _after(self, "clip", nonfinite, jnp.asarray(max_norm, np.float32))
+
+    def normalize(self) -> "StreamedPerExampleGrads":
+        """Rows of norm one; a zero row stays zero."""
+        return _after(self, "normalize", None, None)
+
+    def scale(self, weights: Any) -> "StreamedPerExampleGrads":
+        """Multiply row ``i`` by ``weights[i]`` (or every row by one number)."""
+        weights = arguments.row_values(weights, self.num_examples, "weights")
+        return _after(self, "scale", None, weights)
+
+    def where(self, mask: Any) -> "StreamedPerExampleGrads":
+        """Keep the rows where ``mask`` holds; the others become exact zeros, even if NaN."""
+        return _after(self, "where", None, arguments.row_mask(mask, self.num_examples))
+
+    def centered(self) -> "StreamedPerExampleGrads":
+        """Subtract the mean row from every row; finding the mean is a pass of its own."""
+        return _after(self, "minus", None, self.mean())
+
+    def select(self, predicate: Callable[[str], bool]) -> "StreamedPerExampleGrads":
+        """Keep the columns of the parameters whose path passes."""
+        kept = tuple(leaf.path for leaf in _outline(self).select(predicate).leaves if leaf.selected)
+        return _after(self, "select", kept, None)
+
+    def by_leaf(self) -> dict[str, "StreamedPerExampleGrads"]:
+        """One matrix per selected parameter, by path."""
+        return {
+            leaf.path: _after(self, "select", (leaf.path,), None)
+            for leaf in _outline(self).leaves
+            if leaf.selected
+        }
+
+    def __getitem__(self, index: Any) -> Any:
+        """``G[i]`` is the gradient of one example, a pytree; a slice, indices or mask give rows."""
+        rows, single = arguments.row_index(index, self.num_examples)
+        taken = _take(self, rows)
+        if not single:
+            return taken
+        return jax.tree.map(lambda g: g[0], taken.materialize())
+
+
+def stream(
+    spec: recording.Transformation, args: tuple[Any, ...], num_examples: int, batch_size: int
+) -> StreamedPerExampleGrads:
+    """A streamed matrix; nothing is computed."""
+    return StreamedPerExampleGrads(
+        args, (), None, spec, (), num_examples, min(batch_size, num_examples)
+    )
+
+
+@_verb
+def losses(S: StreamedPerExampleGrads) -> Any:
+    """The losses (and auxiliary values) of all examples, by one forward pass."""
+    return _scan(
+        S,
+        lambda args, _: jax.vmap(S.spec.fun, in_axes=recording.mapped_axes(S.spec))(*args),
+        stack=True,
+    )
+
+
+def _after(S: StreamedPerExampleGrads, name: str, option: Any, operand: Any) -> Any:
+    return dataclasses.replace(
+        S, operations=(*S.operations, (name, option)), operands=(*S.operands, operand)
+    )
+
+
+def _record(S: StreamedPerExampleGrads, args: Any, operands: Any, size: int) -> PerExampleGrads:
+    """The recorded matrix of one micro-batch, after the pending row operations."""
+    _, G = recording.record(S.spec, args, num_examples=size)
+    for (name, option), operand in zip(S.operations, operands, strict=True):
+        if name == "clip":
+            G = G.clip(operand, nonfinite=option)
+        elif name == "normalize":
+            G = G.normalize()
+        elif name == "scale":
+            G = G.scale(operand)
+        elif name == "where":
+            G = G.where(operand)
+        elif name == "minus":
+            G = recorded.minus(G, operand)
+        else:
+            G = G.select(functools.partial(_is_one_of, option))
+    return G
+
+
+def _is_one_of(paths: tuple[str, ...], path: str) -> bool:
+    return path in paths
+
+
+def _outline(S: StreamedPerExampleGrads) -> PerExampleGrads:
+    """Shapes of one micro-batch; nothing is computed."""
+    args, operands = _split(S, lambda x: x[: S.batch_size])
+    return jax.eval_shape(functools.partial(_record, S, size=S.batch_size), args, operands)
+
+
+def _split(S: StreamedPerExampleGrads, rows: Callable[[Array], Array]) -> tuple[Any, Any]:
+    """Apply ``rows`` to the example axis, moved to the front, of all that has one."""
+
+    def on(axis: int | None, x: Any) -> Any:
+        if axis is None:
+            return x
+        return jnp.moveaxis(rows(jnp.moveaxis(jnp.asarray(x), axis, 0)), 0, axis)
+
+    args = tuple(
+        arg
+        if axes is None
+        else jax.tree.map(
+            on, jax.tree.broadcast(axes, arg, is_leaf=_is_none), arg, is_leaf=_is_none
+        )
+        for axes, arg in zip(recording.mapped_axes(S.spec), S.args, strict=True)
+    )
+    operands = tuple(
+        rows(operand) if name in ("scale", "where") else operand
+        for (name, _), operand in zip(S.operations, S.operands, strict=True)
+    )
+    return args, operands
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _scan(
+    S: StreamedPerExampleGrads, fun: Callable[[Any, Any], Any], *, stack: bool, extra: Any = ()
+) -> Any:
+    """Map ``fun(args, operands)`` over micro-batches; stack its rows or add its results.
+
+    Micro-batch ``k`` holds the examples ``k, k + n, k + 2 n, ...`` for ``n`` micro-batches, so
+    that a sharded example axis stays sharded. What does not fill a micro-batch comes last.
+    """
+    size = S.batch_size
+    count = S.num_examples // size
+    whole = count * size
+
+    def strided(k: Any) -> Callable[[Array], Array]:
+        def rows(x: Array) -> Array:
+            x = x[:whole].reshape((size, count, *x.shape[1:]))
+            return jax.lax.dynamic_index_in_dim(x, k, axis=1, keepdims=False)
+
+        return rows
+
+    def part(k: Any) -> Any:
+        return fun(*_split(S, strided(k)))
+
+    last = None
+    if whole < S.num_examples:
+        last = fun(*_split(S, lambda x: x[whole:]))
+    if stack:
+        _, stacked = jax.lax.scan(lambda c, k: (c, part(k)), None, jnp.arange(count))
+
+        def unstrided(x: Array) -> Array:
+            return jnp.swapaxes(x, 0, 1).reshape((whole, *x.shape[2:]))
+
+        result = jax.tree.map(unstrided, stacked)
+        if last is None:
+            return result
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), result, last)
+    shapes = jax.eval_shape(part, 0)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
+
+    def add(total: Any, value: Any) -> Any:
+        return jax.tree.map(lambda t, v: t + v.astype(t.dtype), total, value)
+
+    total, _ = jax.lax.scan(lambda c, k: (add(c, part(k)), None), start, jnp.arange(count))
+    total = total if last is None else add(total, last)
+    return jax.tree.map(lambda t, s: t.astype(s.dtype), total, shapes)
+
+
+def _sum_dtype(dtype: Any) -> Any:
+    return np.float32 if np.dtype(dtype).itemsize < 4 else dtype
+
+
+@functools.partial(_verb, static_argnums=(1, 2))
+def _rows(S: StreamedPerExampleGrads, verb: str, *options: Any) -> Any:
+    return _scan(
+        S,
+        lambda args, operands: getattr(_micro(S, args, operands), verb)(*options),
+        stack=True,
+    )
+
+
+def _micro(S: StreamedPerExampleGrads, args: Any, operands: Any) -> PerExampleGrads:
+    size = next(
+        np.shape(x)[axis]
+        for axes, arg in zip(recording.mapped_axes(S.spec), args, strict=True)
+        if axes is not None
+        for x, axis in zip(
+            jax.tree.leaves(arg),
+            jax.tree.leaves(jax.tree.broadcast(axes, arg, is_leaf=_is_none), is_leaf=_is_none),
+            strict=True,
+        )
+        if axis is not None
+    )
+    return _record(S, args, operands, size)
+
+
+@_verb
+def _total(S: StreamedPerExampleGrads, weights: Array | None) -> PyTree:
+    if weights is None:
+        return _scan(S, lambda args, operands: _micro(S, args, operands).sum(), stack=False)
+    # The weights ride along as one more row operation.
+    columns = weights.reshape((-1, S.num_examples)).T
+    riding = _after(S, "where", None, columns)
+
+    def part(args: Any, operands: Any) -> Any:
+        *rest, w = operands
+        return w.T @ _micro(S, args, tuple(rest))
+
+    total = _scan(riding, part, stack=False)
+    return total if weights.ndim == 2 else jax.tree.map(lambda g: g[0], total)
+
+
+@_verb
+def _second_moment(S: StreamedPerExampleGrads) -> PyTree:
+    return _scan(S, lambda args, operands: _micro(S, args, operands).second_moment(), stack=False)
+
+
+@_verb
+def _tangent(S: StreamedPerExampleGrads, tangent: PyTree) -> Array:
+    return _scan(S, lambda args, operands: _micro(S, args, operands) @ tangent, stack=True)
+
+
+@_verb
+def _inner(S: StreamedPerExampleGrads, other: Any) -> Array:
+    if isinstance(other, PerExampleGrads):
+        return _scan(S, lambda args, operands: _micro(S, args, operands) @ other.T, stack=True)
+    columns = _scan(
+        other, lambda args, operands: _inner(S, _micro(other, args, operands)).T, stack=True
+    )
+    return columns.T
+
+
+@_verb
+def _take(S: StreamedPerExampleGrads, rows: Array) -> StreamedPerExampleGrads:
+    args, operands = _split(S, lambda x: jnp.take(x, rows, axis=0))
+    size = rows.shape[0]
+    return dataclasses.replace(
+        S,
+        args=args,
+        operands=operands,
+        losses=None if S.losses is None else S.losses[rows],
+        num_examples=size,
+        batch_size=min(S.batch_size, size),
+    )
