@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradkin.matrices import lazy, programs, scans
+from gradkin.matrices import convolution, lazy, programs, scans
 from gradkin.matrices.lazy import Factor, Label, Lazy, OneHot, Product, Unsupported
 from gradkin.matrices.programs import Program, Slot, Step
 
@@ -92,6 +92,9 @@ def _stay_unformed(
     name, params = step.name, step.params
     if name == "dot_general":
         return [_dot_general(*(numbers(v) for v in step.inputs), step)]
+    if name == "conv_general_dilated":
+        value = convolution.kernel_gradient(*(numbers(v) for v in step.inputs), step)
+        return None if value is None else [value]
     if name == "scatter-add":
         operand, indices, updates = step.inputs
         return [_scatter_add(read(operand), numbers(indices), numbers(updates), step)]
@@ -115,7 +118,7 @@ def _stay_unformed(
         return [lazy.transpose(value, tuple(int(p) for p in params["permutation"]))]
     if name in ("reshape", "squeeze"):
         if params.get("dimensions") is not None and name == "reshape":
-            return None
+            value = lazy.transpose(value, tuple(int(d) for d in params["dimensions"]))
         return [lazy.reshape(value, aval.shape)]
     if name == "reduce_sum":
         return [lazy.reduce_sum(value, tuple(int(a) for a in params["axes"]))]
