@@ -4,8 +4,10 @@ The value of a dual (DICE) objective can be trained by the true gradient, the se
 forward gradient plus the part of the backward gradient orthogonal to it. Claimed: the true gradient
 fails; the semi-gradient finds the path but leaves states outside the data high; the orthogonal one
 finds it and lowers them. Here: a point, a wall, two corridors, 60 noisy trajectories, a reward of
--1 per step; the four arms share seeds, batches and budget. A second design (sparse data, larger
-steps, layer norm, a sweep of eta) looks for the claimed effects on features and robustness.
+-1 per step; the four arms share seeds, batches and budget. What the paper leaves open of the
+demonstrations (noise, corridors) was set by looking at the semi-gradient's success alone. A second
+design (sparse data, larger steps, layer norm, a sweep of eta) looks for the claimed effects on
+features and robustness.
 
     python -m experiments run dice/maze --preset quick --seeds 8        # about 2 minutes
 """
@@ -64,6 +66,12 @@ PRESETS = {
     "paper": Config(width=256, batch=256, num_steps=100_000, every=5_000, learning_rate=2e-4),
 }  # fmt: skip
 
+
+def center(positions):
+    """What the networks see: the square as [-1, 1]^2."""
+    return 2 * positions - 1
+
+
 OOD_DISTANCE = 0.12  # a state further than this from every state of the data is outside it
 NOISE_START, NOISE_STATE, STARTS = 0.12, 0.03, 32
 
@@ -85,9 +93,10 @@ def demonstrations(config: Config, episodes: int, step: float) -> dict[str, Any]
     train, _ = flatten_episodes(made)
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 41)] * 2, indexing="ij"), -1).reshape(-1, 2)
     nearest = np.min([np.linalg.norm(grid - s, axis=1) for s in train.observation], 0)
+    ends = {name: center(getattr(train, name)) for name in ("observation", "next_observation")}
     return {
-        "train": train,
-        "grid": grid.astype(np.float32),
+        "train": train._replace(**ends),
+        "grid": center(grid).astype(np.float32),
         "outside": (nearest > OOD_DISTANCE).astype(np.float32),
     }
 
@@ -145,7 +154,7 @@ def train(config: Config, keys, data, loop, *, etas, step: float, layer_norm: bo
         starts = jnp.clip(jnp.asarray(maze.start) + jitter.at[0].set(0.0), 0.0, 1.0)
         # A perturbed start stays on its side of the wall.
         starts = jnp.minimum(starts, jnp.array([maze.wall_x - 0.02, 1.0])[None])
-        noise = NOISE_STATE * jax.random.normal(noise_key, data["train"].observation.shape)
+        noise = 2 * NOISE_STATE * jax.random.normal(noise_key, data["train"].observation.shape)
 
         def measure(agent):
             value = lambda s: value_heads(agent.value, s)[0].mean(0)
@@ -154,7 +163,7 @@ def train(config: Config, keys, data, loop, *, etas, step: float, layer_norm: bo
             shaken = value(data["train"].next_observation + noise)
             grid, outside = value(data["grid"]), data["outside"]
             run = lambda s: maze_rollout(
-                maze, lambda at, _: act(agent.policy, at), s, config.horizon
+                maze, lambda at, _: act(agent.policy, center(at)), s, config.horizon
             )
             product = (phi * phi_after).sum(-1)
             norms = jnp.sqrt((phi**2).sum(-1) * (phi_after**2).sum(-1))
@@ -249,9 +258,15 @@ CLAIMS = (
         lambda x: x >= 0.9, "mean", ">= 0.9", "reproduced",
     ),
     Claim(
-        "States outside the data are valued lower, against the data's, by the orthogonal than by "
-        "the semi-gradient (difference of the gaps in pooled standard deviations).",
+        "States outside the data are valued lower, against the data's, by the orthogonal gradient "
+        "with eta = 1 than by the semi-gradient (difference of the gaps in pooled sd).",
         "odice", "qualitative", lambda m: pooled(last(m, "gap", 1.0), last(m, "gap", 0.0)),
+        lambda x: x > 2, "mean", "> 2", "not reproduced",
+    ),
+    Claim(
+        "The same with the largest eta of the main design (3).",
+        "odice", "qualitative",
+        lambda m: pooled(last(m, "gap", largest_eta(m)), last(m, "gap", 0.0)),
         lambda x: x > 2, "mean", "> 2", "reproduced",
     ),
     Claim(
@@ -274,12 +289,12 @@ CLAIMS = (
     Claim(
         "Second design: noise on s' flips the sign of V(s') - V(s) less often (eta 1 against 0).",
         "odice", "qualitative", lambda m: sweep_gain(m, "flips"),
-        lambda x: x < 0, "mean", "< 0", "not reproduced",
+        lambda x: x < 0, "mean", "< 0", "reproduced",
     ),
     Claim(
         "Second design: the features' inner product at s and s' is smaller (eta 1 against 0).",
         "odice", "qualitative", lambda m: sweep_gain(m, "product"),
-        lambda x: x < 0, "mean", "< 0", "not reproduced",
+        lambda x: x < 0, "mean", "< 0", "reproduced",
     ),
 )  # fmt: skip
 

@@ -31,7 +31,8 @@ def cloning_init(key: PRNGKey, sizes: tuple[int, ...]) -> CloningState:
 
     Example:
       >>> import jax
-      >>> cloning_init(jax.random.key(0), (3, 8, 2)).policy.log_std.shape
+      >>> init = lambda key: cloning_init(key, (3, 8, 2))
+      >>> jax.eval_shape(init, jax.random.key(0)).policy.log_std.shape
       (2,)
     """
     policy = init_policy(key, sizes)
@@ -57,11 +58,10 @@ def cloning_update(
       The new state and the loss.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> s, r = jnp.ones((4, 3)), jnp.zeros(4)
-      >>> state = cloning_init(jax.random.key(0), (3, 8, 2))
-      >>> state, loss = cloning_update(state, Transitions(s, s[:, :2], r, s, r))
-      >>> loss.shape
+      >>> import jax, numpy as np
+      >>> s, r = np.ones((4, 3), np.float32), np.zeros(4, np.float32)
+      >>> state = jax.eval_shape(lambda key: cloning_init(key, (3, 8, 2)), jax.random.key(0))
+      >>> jax.eval_shape(cloning_update, state, Transitions(s, s[:, :2], r, s, r))[1].shape
       ()
     """
     loss_fn = lambda p: -log_prob(p, batch.observation, batch.action, tanh=tanh).mean()

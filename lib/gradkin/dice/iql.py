@@ -92,8 +92,8 @@ def iql_init(
     Example:
       >>> import jax
       >>> config = IqlConfig(hidden_sizes=(8,))
-      >>> state = iql_init(jax.random.key(0), config, observation_size=3, action_size=2)
-      >>> state.policy.log_std.shape
+      >>> init = lambda key: iql_init(key, config, observation_size=3, action_size=2)
+      >>> jax.eval_shape(init, jax.random.key(0)).policy.log_std.shape
       (2,)
     """
     value_key, critic_key, policy_key = jax.random.split(key, 3)
@@ -123,11 +123,13 @@ def iql_update(
       the step, the original the V of after it.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> s, r = jnp.ones((4, 3)), jnp.zeros(4)
+      >>> import functools, jax, numpy as np
+      >>> s, r = np.ones((4, 3), np.float32), np.zeros(4, np.float32)
       >>> config = IqlConfig(hidden_sizes=(8,))
-      >>> state = iql_init(jax.random.key(0), config, observation_size=3, action_size=2)
-      >>> iql_update(config, state, Transitions(s, s[:, :2], r, s, r))[1].shape
+      >>> init = functools.partial(iql_init, config=config, observation_size=3, action_size=2)
+      >>> state = jax.eval_shape(init, jax.random.key(0))
+      >>> update = functools.partial(iql_update, config)
+      >>> jax.eval_shape(update, state, Transitions(s, s[:, :2], r, s, r))[1].shape
       ()
 
     References:

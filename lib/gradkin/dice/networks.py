@@ -124,8 +124,8 @@ def value_heads(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params = init_heads(jax.random.key(0), 2, (3, 8, 1))
-      >>> [x.shape for x in value_heads(params, jnp.ones((5, 3)))]
+      >>> params = jax.eval_shape(lambda key: init_heads(key, 2, (3, 8, 1)), jax.random.key(0))
+      >>> [x.shape for x in jax.eval_shape(value_heads, params, jnp.ones((5, 3)))]
       [(2, 5), (2, 5, 8)]
     """
     values, features = jax.vmap(mlp, in_axes=(0, None))(params, observation)
@@ -147,8 +147,8 @@ def critic_heads(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> params = init_heads(jax.random.key(0), 2, (5, 8, 1))
-      >>> critic_heads(params, jnp.ones((4, 3)), jnp.ones((4, 2))).shape
+      >>> params = jax.eval_shape(lambda key: init_heads(key, 2, (5, 8, 1)), jax.random.key(0))
+      >>> jax.eval_shape(critic_heads, params, jnp.ones((4, 3)), jnp.ones((4, 2))).shape
       (2, 4)
     """
     return value_heads(params, jnp.concatenate([observation, action], -1))[0]

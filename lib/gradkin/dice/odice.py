@@ -135,8 +135,8 @@ def odice_init(
     Example:
       >>> import jax
       >>> config = OdiceConfig(lam=0.6, eta=1.0, value_sizes=(8,), policy_sizes=(8,))
-      >>> state = odice_init(jax.random.key(0), config, observation_size=3, action_size=2)
-      >>> state.policy.log_std.shape
+      >>> init = lambda key: odice_init(key, config, observation_size=3, action_size=2)
+      >>> jax.eval_shape(init, jax.random.key(0)).policy.log_std.shape
       (2,)
     """
     check_lambda(config.lam)
@@ -174,11 +174,13 @@ def odice_update(
       ValueError: as `value_gradient` and `policy_weight`.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      >>> import functools, jax, numpy as np
       >>> config = OdiceConfig(lam=0.6, eta=1.0, value_sizes=(8,), policy_sizes=(8,))
-      >>> state = odice_init(jax.random.key(0), config, observation_size=3, action_size=2)
-      >>> s, r = jnp.ones((4, 3)), jnp.zeros(4)
-      >>> state, metrics = odice_update(config, state, Transitions(s, s[:, :2], r, s, r))
+      >>> init = functools.partial(odice_init, config=config, observation_size=3, action_size=2)
+      >>> state = jax.eval_shape(init, jax.random.key(0))
+      >>> s, r = np.ones((4, 3), np.float32), np.zeros(4, np.float32)
+      >>> batch = Transitions(s, s[:, :2], r, s, r)
+      >>> state, metrics = jax.eval_shape(odice_update, config, state, batch)
       >>> metrics.weight.shape
       ()
 

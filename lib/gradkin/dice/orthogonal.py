@@ -41,7 +41,7 @@ def path_string(path: tuple[Any, ...]) -> str:
 def orthogonal_gradient(
     forward: PyTree,
     backward: PyTree,
-    eta: Scalar = 1.0,
+    eta: Scalar,
     *,
     scope: str = "global",
     group: Callable[[str], str] | None = None,
@@ -77,7 +77,7 @@ def orthogonal_gradient(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> out = orthogonal_gradient(jnp.array([2., 0.]), jnp.array([-1., 3.]))
+      >>> out = orthogonal_gradient(jnp.array([2., 0.]), jnp.array([-1., 3.]), 1.)
       >>> out.gradient.tolist(), float(out.coefficient)
       ([2.0, 3.0], -0.5)
 
@@ -129,7 +129,7 @@ def orthogonal_gradient(
 
 
 def orthogonalize(
-    eta: Scalar = 1.0,
+    eta: Scalar,
     *,
     scope: str = "global",
     group: Callable[[str], str] | None = None,
@@ -156,7 +156,7 @@ def orthogonalize(
 
     Example:
       >>> import jax.numpy as jnp, optax
-      >>> tx = optax.chain(orthogonalize(), optax.scale(-1.))
+      >>> tx = optax.chain(orthogonalize(1.), optax.scale(-1.))
       >>> f, b = jnp.array([2., 0.]), jnp.array([-1., 3.])
       >>> tx.update(f, tx.init(f), backward=b)[0].tolist()
       [-2.0, -3.0]

@@ -86,7 +86,7 @@ def normalized_score(
     return 100.0 * (values - low) / (high - low)
 
 
-def worst_episode_gap(returns: ArrayLike, first: int = 10) -> float:
+def worst_episode_gap(returns: ArrayLike, *, first: int = 10) -> float:
     """(min of the first episodes' returns - their mean) / |mean|: 0 is perfectly even.
 
     Args:

@@ -117,12 +117,13 @@ def td3_bc_update(
       The new state and the critic's loss.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> s, r = jnp.ones((4, 3)), jnp.zeros(4)
-      >>> config = Td3BcConfig(hidden_sizes=(8,))
-      >>> key = jax.random.key(0)
-      >>> state = td3_bc_init(key, config, observation_size=3, action_size=2)
-      >>> td3_bc_update(key, config, state, Transitions(s, s[:, :2], r, s, r))[1].shape
+      >>> import functools, jax, numpy as np
+      >>> s, r = np.ones((4, 3), np.float32), np.zeros(4, np.float32)
+      >>> config, key = Td3BcConfig(hidden_sizes=(8,)), jax.random.key(0)
+      >>> init = functools.partial(td3_bc_init, config=config, observation_size=3, action_size=2)
+      >>> update = lambda key, state, batch: td3_bc_update(key, config, state, batch)
+      >>> batch = Transitions(s, s[:, :2], r, s, r)
+      >>> jax.eval_shape(update, key, jax.eval_shape(init, key), batch)[1].shape
       ()
 
     References:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from gradkin.checks import is_concrete, non_negative, one_of
@@ -59,7 +60,7 @@ class ValueGradient(NamedTuple):
 
 def check_lambda(lam: Any) -> None:
     """Raise ValueError unless a concrete ``lam`` lies strictly between 0 and 1."""
-    if is_concrete(lam) and not bool(jnp.all((jnp.asarray(lam) > 0) & (jnp.asarray(lam) < 1))):
+    if is_concrete(lam) and not np.all((np.asarray(lam) > 0) & (np.asarray(lam) < 1)):
         raise ValueError(f"Expected lam in (0, 1), got lam={lam}.")
 
 
