@@ -44,7 +44,7 @@ def run(
         data: another data set: a name that gradkin.data.load knows, or a folder.
         out: where the evidence, figure, report and checkpoints go; default runs/<subject>/<slug>.
         mesh: data=N splits arrays over N devices (on a CPU, makes them).
-        multihost: one process of several; JAX_COORDINATOR_ADDRESS and the like say which.
+        multihost: one process of several, on a cluster that jax.distributed.initialize recognises.
         resume: continue a run that was killed.
         save_evidence: also write experiments/results/<subject>/<slug>.json, to be committed.
         checkpoint_seconds: seconds between checkpoints.

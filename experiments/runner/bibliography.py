@@ -65,7 +65,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\\([cvuH])(?:\s+|\{)([A-Za-z])\}?", accent, text)
     text = re.sub(r"\\(?:[oOlLi]|ss|aa)(?![A-Za-z])", lambda m: LETTERS[m[0]], text)
     text = text.replace(r"\&", "&").replace("--", "–")
-    return " ".join(re.sub(r'[{}"$]', "", text).split())
+    return " ".join(re.sub(r'\\[A-Za-z]+\s*|[\\{}"$]', "", text).split())
 
 
 def short_authors(authors: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 class Checkpoints:
@@ -43,7 +44,7 @@ class Checkpoints:
         """Save, unless the last time was less than `save_seconds` ago and the loop goes on."""
         if self.manager is None:
             return
-        if not last and time.monotonic() - self.saved_at < self.save_seconds:
+        if not last and not agreed(time.monotonic() - self.saved_at >= self.save_seconds):
             return
         columns = [np.stack(leaves) for leaves in zip(*history)]
         tree = {
@@ -73,6 +74,13 @@ class Checkpoints:
             columns.append(like(whole, tree["history"].get(str(i))))
         history = [[column[row] for column in columns] for row in range(position + 1)]
         return position, treedef.unflatten(leaves), history
+
+
+def agreed(due: bool) -> bool:
+    """What process 0 says, for the processes save together."""
+    if jax.process_count() == 1:
+        return due
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
 
 
 def by_number(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:

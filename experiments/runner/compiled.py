@@ -9,13 +9,14 @@ import jax
 from jax.extend import core
 
 
-def compiled(
-    function: Callable, *arguments: Any, sharding: jax.sharding.Sharding | None = None
-) -> tuple[Callable, Any]:
-    """Return the jitted function, and the shapes and dtypes of its result.
+def lifted(function: Callable, *arguments: Any) -> tuple[Callable, list, Any]:
+    """Return the function with what it closes over as its first argument.
 
-    Arrays that the function closes over become arguments of the program: none is baked into it, and
-    the programs of two seeds, whose arrays differ, are the same.
+    The programs of two seeds, whose closed-over arrays differ, are then the same program, and no
+    array is baked into it.
+
+    Returns:
+      ``(constants, *arguments) -> result``, the constants, and the result's shapes and dtypes.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     treedef = jax.tree.structure(shapes)
@@ -24,9 +25,7 @@ def compiled(
         program = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, constants))
         return treedef.unflatten(program(*jax.tree.leaves(arguments)))
 
-    options = {} if sharding is None else {"out_shardings": sharding}
-    jitted = jax.jit(call, **options)
-    return lambda *arguments: jitted(closed.consts, *arguments), shapes
+    return call, closed.consts, shapes
 
 
 @contextlib.contextmanager

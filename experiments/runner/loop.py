@@ -1,5 +1,6 @@
 """The one loop of an experiment: jitted chunks of `lax.scan`, the host in between."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.runner.checkpoint import Checkpoints
-from experiments.runner.compiled import compiled
+from experiments.runner.compiled import lifted
+from experiments.runner.mesh import replicate
 
 Step = Callable[[Any, Any], Any]
 
@@ -77,7 +79,7 @@ def make_loop(
     folder: Path | None,
     *,
     vmap_seeds: bool = False,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     save_seconds: float = 10.0,
     label: str = "",
     quiet: bool | None = None,
@@ -85,8 +87,8 @@ def make_loop(
     """Return the loop that shows its progress and, between chunks, saves what it has.
 
     Loops are numbered in the order of the calls. A loop that `folder` holds is continued where it
-    was saved, a finished one is read back. A state that is being traced (a loop inside `vmap`)
-    cannot be saved: it takes `pure_loop`.
+    was saved, a finished one is read back. A loop that is being traced (inside `vmap`, say) cannot
+    be saved: it is the `pure_loop`.
 
     Args:
       folder: where the checkpoints are; None keeps none.
@@ -99,25 +101,23 @@ def make_loop(
     numbers = itertools.count()
 
     def loop(step, state, num_steps, *, every, evaluate=None, data=None, name="train"):
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, data))):
-            return pure_loop(
-                step,
-                state,
-                num_steps,
-                every=every,
-                evaluate=evaluate,
-                data=data,
-                vmap_seeds=vmap_seeds,
-            )
         chunks = count_chunks(num_steps, every)
-        place = strong if sharding is None else lambda leaf: jax.device_put(strong(leaf), sharding)
-        state = jax.tree.map(place, state)
-        data = jax.tree.map(jnp.asarray, data)
-        chunk = scan_chunk(over_seeds(step, vmap_seeds), every)
-        advance, _ = compiled(chunk, state, data, sharding=sharding)
-        measure, measured = compiled(
-            over_seeds(evaluate or nothing, vmap_seeds), state, data, sharding=sharding
-        )
+
+        def place(leaf):
+            return strong(leaf) if sharding is None else replicate(strong(leaf), sharding)
+
+        def compiled(function):
+            function = over_seeds(function, vmap_seeds)
+            call, constants, shapes = lifted(function, state, data)
+            return functools.partial(jax.jit(call, out_shardings=sharding), constants), shapes
+
+        if not traced(state, data):
+            state, data = jax.tree.map(place, state), jax.tree.map(jnp.asarray, data)
+        advance, _ = compiled(scan_chunk(step, every))
+        measure, measured = compiled(evaluate or nothing)
+        if traced(state, data, advance.args, measure.args):
+            options: dict[str, Any] = {"evaluate": evaluate, "data": data, "vmap_seeds": vmap_seeds}
+            return pure_loop(step, state, num_steps, every=every, **options)
 
         number = next(numbers)
         with Checkpoints(folder and folder / f"loop{number:03d}", save_seconds) as checkpoints:
@@ -150,6 +150,11 @@ def make_loop(
         return state, seeds_first(stacked, vmap_seeds)
 
     return loop
+
+
+def traced(*trees: Any) -> bool:
+    """Whether any array is not a value yet but being traced."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def count_chunks(num_steps: int, every: int) -> int:

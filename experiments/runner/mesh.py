@@ -1,5 +1,6 @@
 """Where the arrays of a run lie: one device, or a mesh whose axis ``data`` carries the examples."""
 
+import contextlib
 import re
 from typing import Any
 
@@ -19,7 +20,8 @@ def make_mesh(spec: str, *, multihost: bool = False) -> Mesh:
         raise ValueError(f"Expected mesh to be data=N, got mesh={spec!r}.")
     size = int(match[1])
     if not multihost and jax.config.jax_num_cpu_devices < size:
-        jax.config.update("jax_num_cpu_devices", size)
+        with contextlib.suppress(RuntimeError):  # too late: the devices are counted below
+            jax.config.update("jax_num_cpu_devices", size)
     devices = jax.devices()
     if len(devices) < size:
         raise ValueError(f"Expected mesh to fit {len(devices)} devices, got mesh={spec!r}.")
@@ -44,3 +46,13 @@ def place(data: Any, mesh: Mesh | None) -> Any:
 def replicated(mesh: Mesh | None) -> NamedSharding | None:
     """The sharding that has everything on every device of the mesh."""
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Put an array or key on every device of the mesh, also those of other processes."""
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = replicate(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    if not leaf.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    return jax.device_put(np.asarray(leaf), sharding)

@@ -122,6 +122,7 @@ def execute(run: Run, data: Any, *, save_seconds: float = 10.0) -> dict[str, Any
         folder=run.out / folder.CHECKPOINTS,
         sharding=meshes.replicated(run.mesh),
         save_seconds=save_seconds,
+        quiet=None if jax.process_index() == 0 else True,
     )
     if jax.process_index() != 0:
         return None

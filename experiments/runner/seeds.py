@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.runner.loop import make_loop
 
@@ -19,7 +20,7 @@ def metrics_of(
     data: Any,
     *,
     folder: Path | None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     save_seconds: float = 10.0,
     quiet: bool | None = None,
 ) -> dict[str, np.ndarray]:
@@ -47,5 +48,13 @@ def metrics_of(
 
 
 def host(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The metrics as NumPy arrays."""
-    return {name: np.asarray(value) for name, value in metrics.items()}
+    """The metrics as NumPy arrays; what several processes share is brought together."""
+
+    def fetch(value):
+        if isinstance(value, jax.Array) and not (
+            value.is_fully_addressable or value.is_fully_replicated
+        ):
+            return multihost_utils.process_allgather(value, tiled=True)
+        return np.asarray(value)
+
+    return {name: fetch(value) for name, value in metrics.items()}

@@ -25,7 +25,6 @@ class Config:
     steps: int = 40
     every: int = 4
     width: int = 3
-    sleep: float = 0.0
     data: str = "line"
 
 
@@ -46,8 +45,6 @@ def run(config, key, data, loop):
     """Noisy descent twice: a seed's key travels in the state."""
 
     def step(state, data):
-        if config.sleep:
-            jax.debug.callback(lambda: __import__("time").sleep(config.sleep))
         w, key = state
         key, draw = jax.random.split(key)
         slope = jax.grad(loss)(w, data)
