@@ -1,4 +1,4 @@
-"""Dual value learning in a grid world against the exact optimum (Mao et al. 2024, 2402.00348).
+"""Dual value learning in a grid world against the exact optimum (Mao et al., arXiv:2402.00348).
 
 A tabular, deterministic world in which everything can be computed: V* by value iteration, the value
 of a policy by a linear solve, and, for the semi-gradient, a bound on how far its fixed point lies
@@ -110,8 +110,9 @@ def run(config: Config, key, data, loop):
         online, target = (jnp.stack(side) for side in zip(*rows))
         return {"online": online, "target": target}
 
-    optimum = value_iteration(world, config.discount)
-    random = policy_value(world, jnp.full((states, 4), 0.25), config.discount)
+    uniform = jnp.full((states, 4), 0.25)
+    optimum = jax.jit(lambda: value_iteration(world, config.discount))()
+    random = jax.jit(lambda: policy_value(world, uniform, config.discount))()
     free = jnp.asarray(np.arange(states) != world.goal, jnp.float32)
 
     def read(online, scale):
@@ -132,7 +133,7 @@ def run(config: Config, key, data, loop):
         return jax.vmap(jax.vmap(read), in_axes=(0, None))(state["online"], scales)
 
     state, history = loop(
-        step, jax.vmap(init)(key), config.num_steps, every=config.every, evaluate=evaluate,
+        step, jax.jit(jax.vmap(init))(key), config.num_steps, every=config.every, evaluate=evaluate,
         data=data,
     )  # fmt: skip
     tile = lambda x: jnp.tile(jnp.asarray(x)[None], (key.shape[0], *[1] * jnp.ndim(x)))

@@ -106,12 +106,12 @@ def interference(config: Config, key):
     """T1: |L1(theta - a (g_f + d)) - L1(theta - a g_f)| over step sizes a, d = projected or not."""
     params, target, data = problem(config, key, config.batch)
     forward, _, g_f, g_b, perp = gradients(config, params, target, data)
-    steps = config.step * 0.5 ** jnp.arange(config.halvings + 1)
+    steps = config.step * 0.5 ** jnp.arange(config.halvings + 1.0)
 
     def change(direction, step):
         # The line integral of the slope: the difference of two nearly equal losses would be noise.
         base = moved(params, g_f, step)
-        share = (jnp.arange(8) + 0.5) / 8
+        share = (jnp.arange(8.0) + 0.5) / 8
         slope = lambda u: -dot(jax.grad(forward)(moved(base, direction, u * step)), direction)
         return jnp.abs(step * jax.vmap(slope)(share).mean())
 
@@ -184,12 +184,18 @@ def fragility(config: Config, key):
 
 def run(config: Config, key, data, loop):
     checks = {"T1": interference, "T2": decrease, "T3": adaptation, "T4": fragility}
-    out = {}
-    for index, (name, check) in enumerate(checks.items()):
-        draw = jax.vmap(jax.vmap(functools.partial(check, config)))
-        split = lambda k, index=index: jax.random.split(jax.random.fold_in(k, index), config.draws)
-        out |= {f"{name}_{part}": v for part, v in draw(jax.vmap(split)(key)).items()}
-    return out
+
+    @jax.jit
+    def everything(keys):
+        out = {}
+        for index, (name, check) in enumerate(checks.items()):
+            draw = jax.vmap(jax.vmap(functools.partial(check, config)))
+            fold = functools.partial(jax.random.fold_in, data=index)
+            split = lambda k, fold=fold: jax.random.split(fold(k), config.draws)
+            out |= {f"{name}_{part}": v for part, v in draw(jax.vmap(split)(keys)).items()}
+        return out
+
+    return everything(key)
 
 
 def slope(metrics, name):

@@ -149,7 +149,7 @@ def maze_demonstrations(
     """
     positive(num_episodes=num_episodes)
     start_key, noise_key = jax.random.split(key)
-    starts = jnp.asarray(maze.start) + 0.02 * jax.random.normal(start_key, (num_episodes, 2))
+    starts = jnp.asarray(maze.start)[None] + 0.02 * jax.random.normal(start_key, (num_episodes, 2))
     jitter = noise * jax.random.normal(noise_key, (horizon, num_episodes, 2))
     room = 1.0 - maze.wall_height
     gates = jnp.where(jnp.arange(num_episodes) % 2 == 0, 0.5, 0.9) * room + maze.wall_height
@@ -157,7 +157,7 @@ def maze_demonstrations(
 
     def policy(position: Array, time: Array) -> Array:
         before = (position[:, :1] < maze.wall_x).astype(position.dtype)
-        heading = before * gates + (1 - before) * jnp.asarray(maze.goal) - position
+        heading = before * gates + (1 - before) * jnp.asarray(maze.goal)[None] - position
         length = jnp.sqrt(jnp.sum(jnp.square(heading), -1, keepdims=True) + 1e-12)
         return speed * heading / length + jitter[time]
 

@@ -20,7 +20,7 @@ from gradkin.dice.policy import (
 from gradkin.dice.targets import polyak_update
 from gradkin.dice.transitions import Transitions
 from gradkin.dice.value import ValueDiagnostics, check_lambda, value_gradient
-from gradkin.typing import PRNGKey, PyTree, Scalar
+from gradkin.typing import PRNGKey, PyTree
 
 STATIC: Any = {"static": True}
 
@@ -52,8 +52,9 @@ class OdiceConfig:
       tanh: squash the policy's mean.
     """
 
-    lam: Scalar
-    eta: Scalar
+    # Any: under vmap and in tree prefixes these are whole arrays, axis numbers or None.
+    lam: Any
+    eta: Any
     rule: str = field(default="orthogonal", metadata=STATIC)
     divergence: str = field(default="pearson", metadata=STATIC)
     weight_rule: str = field(default="residual", metadata=STATIC)
