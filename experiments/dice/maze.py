@@ -59,7 +59,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        etas=(0.0, 1.0), sweep_etas=(0.0, 1.0), episodes=4, sweep_episodes=2, width=8, batch=16,
+        etas=(0.0, 1.0), sweep_etas=(), episodes=4, sweep_episodes=2, width=8, batch=16,
         num_steps=4, every=2, horizon=40,
     ),
     "quick": Config(),
@@ -187,10 +187,12 @@ def run(config: Config, key, data, loop):
         config, key, data["main"], loop,
         etas=config.etas, step=config.step, layer_norm=False, name="main",
     )  # fmt: skip
-    sweep, _ = train(
-        config, key, data["sweep"], loop,
-        etas=config.sweep_etas, step=config.sweep_step, layer_norm=True, name="sweep",
-    )  # fmt: skip
+    sweep = {}
+    if config.sweep_etas:  # smoke leaves it out
+        sweep, _ = train(
+            config, key, data["sweep"], loop,
+            etas=config.sweep_etas, step=config.sweep_step, layer_norm=True, name="sweep",
+        )  # fmt: skip
     coarse = data["main"]["grid"].reshape(41, 41, 2)[::2, ::2].reshape(-1, 2)
     value = lambda params: value_heads(params, coarse)[0].mean(0).reshape(21, 21)
     seeds = key.shape[0]
@@ -311,9 +313,10 @@ def plot(metrics):
     axes[1, 0].legend()
     axes[1, 1].set(title="cosine of the two gradients", xlabel="update", ylim=(-1, 1))
     etas = metrics["sweep_eta"][0]
-    for name, label in (("product", "features' product"), ("flips", "flips"), ("gap", "gap")):
+    shown = (("product", "features' product"), ("flips", "flips"), ("gap", "gap"))
+    for name, label in shown if len(etas) else ():
         values = metrics[f"sweep_{name}"][:, : len(etas)]
         figures.band(axes[1, 2], etas, values / values[:, :1].mean(), label=label)
+        axes[1, 2].legend()
     axes[1, 2].set(title="second design, relative to eta 0", xlabel="eta")
-    axes[1, 2].legend()
     return figure
