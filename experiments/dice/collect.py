@@ -11,10 +11,12 @@ take 10-15 minutes on two CPU cores. Needs `pip install gradkin[rl]`.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import jax
@@ -24,6 +26,14 @@ from experiments.dice import sac
 from gradkin.dice.transitions import Transitions
 
 UPDATES_PER_CALL = 100
+
+
+def make_environment(name: str):
+    """A gymnasium environment; MuJoCo leaves its log where it is loaded, so not in the repository."""
+    import gymnasium
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        return gymnasium.make(name)
 
 
 def numpy_mlp(layers, x):
@@ -66,9 +76,7 @@ def save(path: Path, value) -> None:
 
 
 def train(args) -> None:
-    import gymnasium
-
-    env = gymnasium.make(args.env)
+    env = make_environment(args.env)
     sizes = env.observation_space.shape[0], env.action_space.shape[0]
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,8 +130,9 @@ def write_policies(path: Path, args, levels) -> None:
     for name, (steps, value, actor) in {"medium": medium, "expert": best}.items():
         about[name] = {"steps": steps, "return": round(value, 1)}
         for i, layer in enumerate(actor):
-            arrays |= {f"{name}/{i}/{leaf}": layer[leaf] for leaf in ("kernel", "bias")}
-    np.savez(path, about=json.dumps(about), **arrays)
+            half = {leaf: layer[leaf].astype(np.float16) for leaf in ("kernel", "bias")}
+            arrays |= {f"{name}/{i}/{leaf}": value for leaf, value in half.items()}
+    np.savez_compressed(path, about=json.dumps(about), **arrays)
 
 
 def read_policies(path) -> tuple[dict, dict]:
@@ -133,7 +142,7 @@ def read_policies(path) -> tuple[dict, dict]:
         depth = 1 + max(int(key.split("/")[1]) for key in file.files if "/" in key)
         actors = {
             name: tuple(
-                {leaf: file[f"{name}/{i}/{leaf}"] for leaf in ("kernel", "bias")}
+                {leaf: file[f"{name}/{i}/{leaf}"].astype(np.float32) for leaf in ("kernel", "bias")}
                 for i in range(depth)
             )
             for name in names
@@ -147,7 +156,7 @@ def roll_out(path, mixture: dict[str, int], *, seed: int = 0) -> tuple[dict, dic
     import mujoco
 
     actors, about = read_policies(path)
-    env = gymnasium.make(about["env"])
+    env = make_environment(about["env"])
     columns, returns = [], {}
     for level, (name, count) in enumerate(sorted(mixture.items())):
         if name != "random" and name not in actors:
