@@ -14,11 +14,11 @@ app = tyro.extras.SubcommandApp()
 
 @app.command(name="list")
 def list_experiments() -> int:
-    """Show every experiment, its papers and the data sets it can use."""
+    """Show every experiment and the data sets it can use; the first needs no preparation."""
     for name in discover.names():
         listed = discover.describe(name)
-        print(f"{name}\n    {listed.title}\n    papers: {', '.join(listed.papers)}")
-        print(f"    data:   {', '.join(listed.data) or 'made by the experiment'}")
+        print(f"{name}\n    {listed.title}")
+        print(f"    data: {', '.join(listed.data) or 'made by the experiment'}")
     return 0
 
 

@@ -43,13 +43,15 @@ def read(path: Path = FILE) -> dict[str, Paper]:
 
 def field(entry: str, name: str) -> str:
     """The text of one field, without TeX; empty where the entry has none."""
-    match = re.search(rf"^\s*{name}\s*=\s*", entry, flags=re.M | re.I)
+    match = re.search(rf"[\s,]{name}\s*=\s*", entry, flags=re.I)
     if match is None:
         return ""
     rest, depth = entry[match.end() :], 0
+    if rest[0] == '"':
+        return plain(rest[1 : rest.index('"', 1)])
     for end, letter in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(letter, 0)
-        if depth < 0 or (depth == 0 and letter in ",\n" and rest[:end].count('"') % 2 == 0):
+        if depth < 0 or (depth == 0 and letter in ",\n"):
             return plain(rest[:end])
     return plain(rest)
 

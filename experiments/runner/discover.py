@@ -60,7 +60,7 @@ def describe(name: str, root: Path = ROOT) -> Listed:
     title = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
     constants: dict[str, Any] = {"PAPERS": (), "DATA": ()}
     for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if isinstance(target, ast.Name) and target.id in constants:
-            constants[target.id] = ast.literal_eval(node.value)
+        match node:
+            case ast.Assign(targets=[ast.Name(id=part)], value=value) if part in constants:
+                constants[part] = ast.literal_eval(value)
     return Listed(name, title, tuple(constants["PAPERS"]), tuple(constants["DATA"]))

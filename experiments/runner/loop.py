@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from tqdm import tqdm
 
 from experiments.runner.checkpoint import Checkpoints
@@ -154,7 +155,7 @@ def make_loop(
 
 def traced(*trees: Any) -> bool:
     """Whether any array is not a value yet but being traced."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def count_chunks(num_steps: int, every: int) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments import figures
 from experiments.runner import bibliography, encoding
-from experiments.runner.table import MARKS, summary
+from experiments.runner.table import MARKS, needed, summary
 
 CSS = Path(__file__).with_name("page.css")
 HEAD = """<!doctype html>
@@ -101,7 +101,7 @@ def section(item: Item, picture: bytes, papers: Mapping[str, bibliography.Paper]
             f"{'seed' if seeds == 1 else 'seeds'} · {found['seconds']:.0f} s</p>",
             f"<h2>{escape(title)}</h2>",
             *(f"<p class=byline>{cite(paper, title)}</p>" for paper in known),
-            prose(inspect.getdoc(module) or ""),
+            prose(inspect.getdoc(module) or "", titled=bool(known)),
             claim_table(found["claims"]),
             f'<figure><img alt="Figure of {escape(name)}" src="data:image/png;base64,{image}">'
             "</figure>",
@@ -119,10 +119,10 @@ def cite(paper: bibliography.Paper, heading: str) -> str:
     return text if paper.title == heading else f"{text}, {escape(paper.title)}"
 
 
-def prose(docstring: str) -> str:
-    """The docstring's paragraphs; indented ones are code."""
+def prose(docstring: str, *, titled: bool = False) -> str:
+    """The docstring's paragraphs, without its title under a heading; indented ones are code."""
     parts = []
-    for paragraph in re.split(r"\n\s*\n", docstring.strip()):
+    for paragraph in re.split(r"\n\s*\n", docstring.strip())[titled:]:
         if paragraph.startswith("    "):
             parts.append(f"<pre><code>{escape(inspect.cleandoc(paragraph))}</code></pre>")
         else:
@@ -139,7 +139,7 @@ def claim_table(claims: Sequence[Mapping[str, Any]]) -> str:
         f"<tr><td>{escape(claim['text'])}</td>"
         f'<td data-label="paper">{escape(claim["reported"])}</td>'
         f'<td class=number data-label="measured">{escape(summary(claim["measured"]))} '
-        f"<span class=soft>{escape(claim['rule'])} {escape(claim['threshold'])}</span></td>"
+        f"<span class=soft>{escape(needed(claim))}</span></td>"
         f"<td>{badge(claim['verdict'])}</td></tr>"
         for claim in claims
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.runner import bibliography, evidence
 from experiments.runner.discover import ROOT
-from experiments.runner.table import MARKS, summary
+from experiments.runner.table import MARKS, needed, summary
 
 FILE = ROOT.parent / "REPLICATIONS.md"
 HEADER = """\
@@ -66,7 +66,7 @@ def claim_row(name: str, one: Mapping, claim: Mapping, papers: Mapping[str, Any]
         escape(claim["text"]),
         escape(claim["reported"]),
         summary(claim["measured"]),
-        escape(f"{claim['rule']} {claim['threshold']}"),
+        escape(needed(claim)),
         f"{MARKS[claim['verdict']]} {claim['verdict']}",
         escape(one["device"]),
         f"{one['seconds']:.0f}",

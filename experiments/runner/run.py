@@ -126,7 +126,8 @@ def execute(run: Run, data: Any, *, save_seconds: float = 10.0) -> dict[str, Any
     )
     if jax.process_index() != 0:
         return None
-    np.savez(run.out / "metrics.npz", **metrics)  # all digits, and before the JSON may refuse
+    # All digits, and before the JSON may refuse.
+    np.savez(run.out / "metrics.npz", allow_pickle=False, **metrics)
     found = evidence.make(
         run.module,
         name=run.name,

@@ -21,7 +21,7 @@ def render(evidence: Mapping[str, Any], *, width: int = 100) -> str:
         text = textwrap.wrap(claim["text"], width - 20)
         lines += [f"{mark:<18}  {text[0]}", *(" " * 20 + line for line in text[1:])]
         lines += textwrap.wrap(
-            f"{summary(claim['measured'])} · {claim['rule']} {claim['threshold']} · "
+            f"{summary(claim['measured'])} · {needed(claim)} · "
             f"{claim['paper']}: {claim['reported']}",
             width,
             initial_indent=" " * 20,
@@ -41,3 +41,9 @@ def summary(measured: list) -> str:
     if len(values) == 1:
         return f"{values[0]:.4g}"
     return f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}"
+
+
+def needed(claim: Mapping[str, Any]) -> str:
+    """What the rule over the seeds holds the measure against."""
+    threshold = claim["threshold"].replace("<=", "≤").replace(">=", "≥")
+    return f"{claim['rule']} {threshold}"

