@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkin.matrices import convolution, lazy, programs, scans
 from gradkin.matrices.lazy import Factor, Label, Lazy, OneHot, Product, Unsupported
@@ -98,6 +99,11 @@ def _stay_unformed(
     if name == "scatter-add":
         operand, indices, updates = step.inputs
         return [_scatter_add(read(operand), numbers(indices), numbers(updates), step)]
+    if name == "scatter":
+        operand, indices, updates = step.inputs
+        return [_set_rows(read(operand), numbers(indices), numbers(updates), step)]
+    if name == "concatenate":
+        return [_concatenate([lazy.as_lazy(read(v)) for v in step.inputs], step)]
     if name == "scan":
         return scans.evaluate_scan(step, read, numbers, unformed, evaluate)
     if name in programs.SUMS:
@@ -125,6 +131,28 @@ def _stay_unformed(
     if name == "broadcast_in_dim":
         dimensions = tuple(int(d) for d in params["broadcast_dimensions"])
         return [lazy.add_unit_axes(value, aval.shape, dimensions)]
+    if name == "pad":
+        if not programs.is_zero_literal(step.inputs[1]):
+            return None
+        config = [tuple(int(n) for n in triple) for triple in params["padding_config"]]
+        if any(low < 0 or high < 0 or interior for low, high, interior in config):
+            return None
+        return [lazy.pad(value, tuple((low, high) for low, high, _ in config))]
+    if name == "slice":
+        if params["strides"] is not None and any(n != 1 for n in params["strides"]):
+            return None
+        for axis, (low, high) in enumerate(
+            zip(params["start_indices"], params["limit_indices"], strict=True)
+        ):
+            if high - low != value.shape[axis]:
+                value = lazy.cut(value, axis, int(low), int(high))
+        return [value]
+    if name == "split":
+        ends = np.cumsum([int(n) for n in params["sizes"]])
+        return [
+            lazy.cut(value, int(params["axis"]), int(end - n), int(end))
+            for n, end in zip(params["sizes"], ends, strict=True)
+        ]
     if name == "neg":
         return [lazy.negate(value)]
     if name == "convert_element_type":
@@ -137,6 +165,7 @@ def _stay_unformed(
 
 
 def _dot_general(lhs: Any, rhs: Any, step: Step) -> Lazy:
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     (l_sum, r_sum), (l_batch, r_batch) = step.params["dimension_numbers"]
     left = [Label(n) for n in lhs.shape]
     right = [Label(n) for n in rhs.shape]
@@ -192,6 +221,57 @@ def _scatter_add(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
     )
     start = lazy.as_lazy(operand)
     return lazy.add(start, Lazy(start.shape, start.dtype, (product,)))
+
+
+def _set_rows(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
+    """The transpose of looking up one row by a traced number: a row set in zeros."""
+    numbers = step.params["dimension_numbers"]
+    shape = step.outputs[0].aval.shape
+    if not _is_zero(operand) or step.params["mode"] != jax.lax.GatherScatterMode.CLIP:
+        raise Unsupported("a general scatter")
+    if numbers.inserted_window_dims or indices.ndim != 1 + len(numbers.operand_batching_dims):
+        raise Unsupported("a general scatter")
+    windows = tuple(int(d) for d in numbers.update_window_dims)
+    batching = tuple(int(d) for d in numbers.operand_batching_dims)
+    window_axes = [d for d in range(len(shape)) if d not in batching]
+    # Where the update fills an axis, the clipped index is zero; one axis is really indexed.
+    short = [
+        (d, w) for d, w in zip(window_axes, windows, strict=True) if updates.shape[w] != shape[d]
+    ]
+    if len(short) != 1 or updates.shape[short[0][1]] != 1:
+        raise Unsupported("a general scatter")
+    (row_axis, row_window) = short[0]
+    position = [int(d) for d in numbers.scatter_dims_to_operand_dims].index(row_axis)
+    ids = jnp.clip(indices[..., position], 0, shape[row_axis] - 1)
+    id_labels = [Label(n) for n in ids.shape]
+    places = iter(id_labels)
+    labels = [Label(n) if axis in windows else next(places) for axis, n in enumerate(updates.shape)]
+    row = Label(shape[row_axis])
+    axis_labels = {d: labels[w] for d, w in zip(window_axes, windows, strict=True)}
+    axis_labels[row_axis] = row
+    for d, i in zip(batching, numbers.scatter_indices_batching_dims, strict=True):
+        axis_labels[d] = id_labels[int(i)]
+    product = Product(
+        OneHot(ids, tuple(id_labels), row),
+        Factor(
+            jnp.squeeze(updates, row_window),
+            tuple(x for x in labels if x is not labels[row_window]),
+        ),
+        tuple((axis_labels[d],) for d in range(len(shape))),
+    )
+    return Lazy(operand.shape, operand.dtype, (product,))
+
+
+def _concatenate(values: list[Lazy], step: Step) -> Lazy:
+    aval, axis = step.outputs[0].aval, int(step.params["dimension"])
+    total, start = lazy.zeros(aval.shape, aval.dtype), 0
+    for value in values:
+        n = value.shape[axis]
+        padding = [(0, 0)] * len(aval.shape)
+        padding[axis] = (start, aval.shape[axis] - start - n)
+        total = lazy.add(total, lazy.pad(value, tuple(padding)))
+        start += n
+    return total
 
 
 def _multiply(

@@ -11,12 +11,17 @@ from gradkin.typing import Array
 
 
 class Label:
-    """An index of a product; compared by identity."""
+    """An index of a product; compared by identity.
 
-    __slots__ = ("size",)
+    ``slots`` is set on an index of which only some values occur, in both factors: a parameter
+    that was cut out of a stack.
+    """
 
-    def __init__(self, size: int):
+    __slots__ = ("size", "slots")
+
+    def __init__(self, size: int, slots: frozenset[int] | None = None):
         self.size = size
+        self.slots = slots
 
 
 class Factor(NamedTuple):
@@ -43,8 +48,12 @@ class Product(NamedTuple):
 
 
 class Accumulator(NamedTuple):
-    """The value a scan carry had when the step began; it may only be added to."""
+    """The value a scan carry had when the step began; it may only be added to.
 
+    ``owner`` tells the carries of nested scans apart.
+    """
+
+    owner: Any
     index: int
 
 
@@ -63,9 +72,9 @@ class Unsupported(Exception):
 class AccumulatorUsed(Exception):
     """A scan's body reads an accumulator: it must be an ordinary carry."""
 
-    def __init__(self, index: int):
-        super().__init__(index)
-        self.index = index
+    def __init__(self, accumulator: Accumulator):
+        super().__init__(accumulator.index)
+        self.accumulator = accumulator
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> Lazy:
@@ -101,12 +110,12 @@ def dense_product(term: Product) -> Array:
 def force(value: Any) -> Array:
     """The numbers behind a value."""
     if not isinstance(value, Lazy):
-        return value
+        return jnp.asarray(value)
     total = None
     for term in value.terms:
         if isinstance(term, Accumulator):
-            raise AccumulatorUsed(term.index)
-        part = dense_product(term) if isinstance(term, Product) else term
+            raise AccumulatorUsed(term)
+        part = dense_product(term) if isinstance(term, Product) else jnp.asarray(term)
         part = part.astype(value.dtype)
         total = part if total is None else total + part
     return jnp.zeros(value.shape, value.dtype) if total is None else total
@@ -223,6 +232,132 @@ def split(term: Product, label: Label, parts: tuple[Label, ...]) -> Product:
         for group in term.out
     )
     return Product(on(term.a), on(term.d), out)
+
+
+def pad(value: Lazy, padding: tuple[tuple[int, int], ...]) -> Lazy:
+    """Zeros before and after: the transpose of cutting a parameter into pieces."""
+    shape = tuple(n + low + high for n, (low, high) in zip(value.shape, padding, strict=True))
+
+    def on_product(term: Product) -> Product:
+        for axis, (low, high) in enumerate(padding):
+            if low or high:
+                term = _pad_axis(term, axis, low, high)
+        return term
+
+    def on_array(x: Any) -> Any:
+        return jnp.pad(x, padding)
+
+    return _map(value, shape, on_product, on_array)
+
+
+def _pad_axis(term: Product, axis: int, low: int, high: int) -> Product:
+    group = term.out[axis]
+    if not group:
+        # One element of a stack: the place in the stack becomes an index of both factors.
+        label = Label(1 + low + high, frozenset((low,)))
+        out = (*term.out[:axis], (label,), *term.out[axis + 1 :])
+
+        def placed(factor: Any) -> Any:
+            if isinstance(factor, OneHot):
+                return factor
+            array = jnp.pad(factor.array[None], [(low, high)] + [(0, 0)] * factor.array.ndim)
+            return factor._replace(array=array, labels=(label, *factor.labels))
+
+        return Product(placed(term.a), placed(term.d), out)
+    (old,) = group if len(group) == 1 else (None,)
+    if old is None or (isinstance(term.a, OneHot) and old is term.a.row):
+        raise Unsupported("a padded axis of several indices")
+    slots = None if old.slots is None else frozenset(low + k for k in old.slots)
+    new = Label(old.size + low + high, slots)
+
+    def padded(factor: Any) -> Any:
+        if old not in factor.labels:
+            return factor
+        if isinstance(factor, OneHot):
+            raise Unsupported("a padded index of a look-up")
+        widths = [(low, high) if label is old else (0, 0) for label in factor.labels]
+        labels = tuple(new if label is old else label for label in factor.labels)
+        return factor._replace(array=jnp.pad(factor.array, widths), labels=labels)
+
+    out = tuple(tuple(new if label is old else label for label in g) for g in term.out)
+    return Product(padded(term.a), padded(term.d), out)
+
+
+def cut(value: Lazy, axis: int, start: int, stop: int) -> Lazy:
+    """A slice along one axis."""
+    shape = (*value.shape[:axis], stop - start, *value.shape[axis + 1 :])
+
+    def on_product(term: Product) -> Product:
+        if len(term.out[axis]) != 1:
+            raise Unsupported("a slice of an axis of several indices")
+        (old,) = term.out[axis]
+        if isinstance(term.a, OneHot) and old in (term.a.row, *term.a.labels):
+            raise Unsupported("a slice of a table's rows")
+        new = Label(stop - start)
+
+        def sliced(factor: Any) -> Any:
+            if old not in factor.labels:
+                return factor
+            index = tuple(
+                slice(start, stop) if label is old else slice(None) for label in factor.labels
+            )
+            labels = tuple(new if label is old else label for label in factor.labels)
+            return factor._replace(array=factor.array[index], labels=labels)
+
+        out = tuple(tuple(new if label is old else label for label in g) for g in term.out)
+        return Product(sliced(term.a), sliced(term.d), out)
+
+    return _map(value, shape, on_product, lambda x: jnp.take(x, np.arange(start, stop), axis))
+
+
+def merged(products: list[Product]) -> list[Product]:
+    """Fewer products of the same sum: one factor in common, or disjoint places in a stack."""
+    result: list[Product] = []
+    for product in products:
+        for k, other in enumerate(result):
+            both = _merge(other, product)
+            if both is not None:
+                result[k] = both
+                break
+        else:
+            result.append(product)
+    return result
+
+
+def _merge(p: Product, q: Product) -> Product | None:
+    (p_labels, p_pattern), (q_labels, q_pattern) = _pattern(p), _pattern(q)
+    if p_pattern != q_pattern or isinstance(p.a, OneHot) != isinstance(q.a, OneHot):
+        return None
+    if p.a.array is q.a.array:
+        return p._replace(d=p.d._replace(array=p.d.array + q.d.array))
+    if isinstance(p.a, OneHot) or isinstance(q.a, OneHot):
+        return None
+    if p.d.array is q.d.array:
+        return p._replace(a=p.a._replace(array=p.a.array + q.a.array))
+    for old, other in zip(p_labels, q_labels, strict=True):
+        if old.slots is not None and other.slots is not None and not old.slots & other.slots:
+            new = Label(old.size, old.slots | other.slots)
+
+            def joined(x: Factor, y: Factor, old: Label = old, new: Label = new) -> Factor:
+                labels = tuple(new if label is old else label for label in x.labels)
+                return Factor(x.array + y.array, labels)
+
+            out = tuple(tuple(new if label is old else label for label in g) for g in p.out)
+            return Product(joined(p.a, q.a), joined(p.d, q.d), out)
+    return None
+
+
+def _pattern(term: Product) -> tuple[list[Label], Any]:
+    """The labels in order of appearance, and the product's structure in their numbers."""
+    row = (term.a.row,) if isinstance(term.a, OneHot) else ()
+    order = list(dict.fromkeys((*row, *term.a.labels, *term.d.labels)))
+    number = {label: k for k, label in enumerate(order)}
+    return order, (
+        tuple(label.size for label in order),
+        tuple(number[label] for label in term.a.labels),
+        tuple(number[label] for label in term.d.labels),
+        tuple(tuple(number[label] for label in group) for group in term.out),
+    )
 
 
 def multiply(value: Lazy, source: Any, dimensions: tuple[int, ...]) -> Lazy:

@@ -103,13 +103,14 @@ def store(value: Any, path: str, like: Any, table: Table, *, route: str = "auto"
     if not value.terms:
         return Leaf(path, shape, dtype, shape, (), "does not depend on this parameter")
     if not all(isinstance(term, Product) for term in value.terms):
-        return dense("a product and an array are added")
+        return dense("an array" if len(value.terms) == 1 else "a product and an array are added")
     if not jnp.issubdtype(dtype, jnp.floating):
         return dense("complex parameter")
     if math.prod(shape) <= 1:
         return dense("a single number")
     try:
-        products, sizes = _same_axes([_batch_first(t) for t in value.terms], shape)
+        products = lazy.merged([_batch_first(term) for term in value.terms])
+        products, sizes = _same_axes(products, shape)
     except lazy.Unsupported as reason:
         return dense(str(reason))
 

@@ -26,10 +26,13 @@ REARRANGING = frozenset(
         "neg",
         "reduce_sum",
         "reduce_precision",
+        "pad",
+        "slice",
+        "split",
     }
 )
-SUMS = frozenset({"add", "add_any", "sub"})
-SOURCES = frozenset({"dot_general", "scatter-add", "conv_general_dilated", "scan"})
+SUMS = frozenset({"add", "add_any", "sub", "concatenate"})
+SOURCES = frozenset({"dot_general", "scatter-add", "scatter", "conv_general_dilated", "scan"})
 
 
 class Slot:
@@ -199,7 +202,7 @@ def linear_operands(step: Step, possible: set[Slot], forced: set[Slot] | None = 
         left, right = step.inputs
         divisor = isinstance(right, Slot) and right in possible
         return (left,) if isinstance(left, Slot) and left in possible and not divisor else ()
-    if step.name == "scatter-add":
+    if step.name in ("scatter-add", "scatter"):
         return tuple(v for v in step.inputs[:1] if isinstance(v, Slot))
     if step.name == "scan":
         consts, carries = step.params["num_consts"], step.params["num_carry"]
@@ -215,7 +218,7 @@ def linear_operands(step: Step, possible: set[Slot], forced: set[Slot] | None = 
 
 def is_zero_literal(value: Any) -> bool:
     """Whether a step's input is the literal number zero."""
-    return isinstance(value, core.Literal) and np.ndim(value.val) == 0 and value.val == 0
+    return isinstance(value, core.Literal) and np.ndim(value.val) == 0 and bool(value.val == 0)
 
 
 def literal_value(value: Any) -> Any:

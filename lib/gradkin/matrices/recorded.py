@@ -474,9 +474,13 @@ def minus(G: PerExampleGrads, row: PyTree) -> PerExampleGrads:
                 scaled = contraction.scale(scaled, factor.labels, G.weights, (BATCH,))
             terms.append(term._replace(**{side: factor._replace(index=len(table))}))
             table.append(scaled)
-        place = StoredFactor(len(table), tuple(range(len(leaf.sizes))))
-        table.append(jnp.reshape(value, leaf.sizes))
-        terms.append(Term("outer", StoredFactor(ones, (BATCH,)), place))
+        value = jnp.reshape(value, leaf.sizes)
+        if [term.kind for term in terms] == ["dense"]:
+            table[-1] = table[-1] - jnp.broadcast_to(value, table[-1].shape)
+        else:
+            place = StoredFactor(len(table), tuple(range(len(leaf.sizes))))
+            table.append(value)
+            terms.append(Term("outer", StoredFactor(ones, (BATCH,)), place))
         leaves.append(leaf._replace(terms=tuple(terms)))
     return _pruned(dataclasses.replace(G, table=tuple(table), weights=None), leaves)
 

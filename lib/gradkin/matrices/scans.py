@@ -35,15 +35,18 @@ def evaluate_scan(
     slices = [numbers(v) for v in step.inputs[num_consts + num_carry :]]
     accumulators = {k for k in range(num_carry) if step.outputs[k] in unformed}
     stacked = [v in unformed for v in step.outputs[num_carry:]]
+    owner = object()
 
     while True:
         try:
             return _attempt(
                 body, params, consts, starts, slices, accumulators, stacked, read, numbers,
-                evaluate, length, num_carry,
+                evaluate, length, num_carry, owner,
             )  # fmt: skip
         except AccumulatorUsed as bail:
-            accumulators = accumulators - {bail.index}
+            if bail.accumulator.owner is not owner:
+                raise  # the carry of a scan around this one
+            accumulators = accumulators - {bail.accumulator.index}
 
 
 def _attempt(
@@ -59,6 +62,7 @@ def _attempt(
     evaluate: Callable[..., list[Any]],
     length: int,
     num_carry: int,
+    owner: Any,
 ) -> list[Any]:
     kept = [k for k in range(num_carry) if k not in accumulators]
     lazy_outputs = [k in accumulators for k in range(num_carry)] + list(stacked)
@@ -71,12 +75,12 @@ def _attempt(
             values[k] = value
         for k in accumulators:
             aval = carry_slots[k].aval
-            values[k] = Lazy(aval.shape, aval.dtype, (Accumulator(k),))
+            values[k] = Lazy(aval.shape, aval.dtype, (Accumulator(owner, k),))
         outputs = evaluate(
             body, [*consts, *values, *x], lazy_outputs, {carry_slots[k] for k in accumulators}
         )
         for k in accumulators:
-            outputs[k] = _products_added(outputs[k], k)
+            outputs[k] = _products_added(outputs[k], Accumulator(owner, k))
         emitted = _Emitted(consts, x)
         results = [
             emitted.lift(value, summed=k < num_carry) if isinstance(value, Lazy) else None
@@ -112,17 +116,13 @@ def _attempt(
     return outputs
 
 
-def _products_added(value: Any, index: int) -> Lazy:
-    """What one iteration adds to accumulator ``index``, if that is all it does."""
-    if not isinstance(value, Lazy):
-        raise AccumulatorUsed(index)
-    terms = list(value.terms)
-    if terms.count(Accumulator(index)) != 1:
-        raise AccumulatorUsed(index)
-    terms.remove(Accumulator(index))
-    if not all(isinstance(term, Product) for term in terms):
-        raise AccumulatorUsed(index)
-    return value._replace(terms=tuple(terms))
+def _products_added(value: Any, start: Accumulator) -> Lazy:
+    """What one iteration adds to an accumulator, if adding products is all it does."""
+    terms = list(value.terms) if isinstance(value, Lazy) else []
+    own = [term for term in terms if isinstance(term, Accumulator)]
+    if own != [start] or not all(isinstance(term, Product) for term in terms if term not in own):
+        raise AccumulatorUsed(start)
+    return value._replace(terms=tuple(term for term in terms if isinstance(term, Product)))
 
 
 class _Emitted:
@@ -153,7 +153,7 @@ class _Emitted:
                 d = term.d._replace(array=self.place(term.d.array))
                 terms.append(term._replace(a=a, d=d))
             elif isinstance(term, Accumulator):
-                raise AccumulatorUsed(term.index)
+                raise AccumulatorUsed(term)
             else:
                 terms.append(self.place(jnp.asarray(term)))
         return value._replace(terms=tuple(terms))
