@@ -1,0 +1,61 @@
+"""What is read off per-example gradients."""
+
+from gradkin.gradients.accounting import GaussianMechanism as GaussianMechanism
+from gradkin.gradients.accounting import epsilon as epsilon
+from gradkin.gradients.accounting import noise_multiplier as noise_multiplier
+from gradkin.gradients.accounting import steps as steps
+from gradkin.gradients.adaptive_clipping import QuantileClipping as QuantileClipping
+from gradkin.gradients.clipping import ClippedSum as ClippedSum
+from gradkin.gradients.clipping import clipped_sum as clipped_sum
+from gradkin.gradients.coherence import CoherenceStats as CoherenceStats
+from gradkin.gradients.coherence import coherence_from_means as coherence_from_means
+from gradkin.gradients.coherence import coherence_of_means as coherence_of_means
+from gradkin.gradients.coherence import coherence_stats as coherence_stats
+from gradkin.gradients.coherence import example_alignment as example_alignment
+from gradkin.gradients.noise import NoisedGradient as NoisedGradient
+from gradkin.gradients.noise import add_noise as add_noise
+from gradkin.gradients.private import PrivateGradient as PrivateGradient
+from gradkin.gradients.private import private_gradient as private_gradient
+from gradkin.gradients.private_aggregate import PrivateAggregateState as PrivateAggregateState
+from gradkin.gradients.private_aggregate import private_aggregate as private_aggregate
+from gradkin.gradients.robust_means import median_of_means as median_of_means
+from gradkin.gradients.robust_means import median_of_means_aggregate as median_of_means_aggregate
+from gradkin.gradients.robust_means import winsorized_aggregate as winsorized_aggregate
+from gradkin.gradients.robust_means import winsorized_mean as winsorized_mean
+from gradkin.gradients.rolling_median import RollingMedianState as RollingMedianState
+from gradkin.gradients.rolling_median import rolling_median as rolling_median
+from gradkin.gradients.sampling import Batch as Batch
+from gradkin.gradients.sampling import FixedSizeSampling as FixedSizeSampling
+from gradkin.gradients.sampling import FullBatch as FullBatch
+from gradkin.gradients.sampling import PoissonSampling as PoissonSampling
+
+__all__ = [
+    "Batch",
+    "ClippedSum",
+    "CoherenceStats",
+    "FixedSizeSampling",
+    "FullBatch",
+    "GaussianMechanism",
+    "NoisedGradient",
+    "PoissonSampling",
+    "PrivateAggregateState",
+    "PrivateGradient",
+    "QuantileClipping",
+    "RollingMedianState",
+    "add_noise",
+    "clipped_sum",
+    "coherence_from_means",
+    "coherence_of_means",
+    "coherence_stats",
+    "epsilon",
+    "example_alignment",
+    "median_of_means",
+    "median_of_means_aggregate",
+    "noise_multiplier",
+    "private_aggregate",
+    "private_gradient",
+    "rolling_median",
+    "steps",
+    "winsorized_aggregate",
+    "winsorized_mean",
+]
