@@ -146,10 +146,10 @@ def squared_norms(leaf: Leaf, table: Sequence[Array], num_examples: int) -> Arra
     for i, part in enumerate(left):
         # Other names for the summed indices, the same name for the example.
         twin = parts(leaf, table, "right")[i]
-        twin = _rename(twin, batch("right"), batch())
-        total = total + _pair(part, twin, [batch()], leaf).astype(total.dtype)
+        twin = renamed(twin, batch("right"), batch())
+        total = total + pair(part, twin, [batch()], leaf).astype(total.dtype)
         for other in left[i + 1 :]:
-            total = total + 2 * _pair(part, other, [batch()], leaf).astype(total.dtype)
+            total = total + 2 * pair(part, other, [batch()], leaf).astype(total.dtype)
     # The sum over several uses of a weight can round to just below zero.
     return jnp.maximum(total, 0) if len(left) > 1 else total
 
@@ -182,7 +182,7 @@ def _add_pairs(
     total = None
     for p in left:
         for q in right:
-            value = _pair(p, q, out, leaf)
+            value = pair(p, q, out, leaf)
             total = value if total is None else total + value.astype(total.dtype)
     if total is None:
         return jnp.zeros(shape, contraction.at_least_float32(leaf.dtype))
@@ -196,15 +196,17 @@ def dtype(leaf: Leaf, table: Sequence[Array]) -> np.dtype:
     return contraction.at_least_float32(jnp.finfo(real).dtype)
 
 
-def _rename(part: Part, old: Hashable, new: Hashable) -> Part:
-    def renamed(factor: Labelled) -> Labelled:
+def renamed(part: Part, old: Hashable, new: Hashable) -> Part:
+    """The term with one label replaced."""
+
+    def on(factor: Labelled) -> Labelled:
         return factor[0], tuple(new if label == old else label for label in factor[1])
 
-    return Part(None if part.a is None else renamed(part.a), renamed(part.d), part.row)
+    return Part(None if part.a is None else on(part.a), on(part.d), part.row)
 
 
-def _pair(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
-    """Sum of ``p * q`` over everything but ``out``; examples that neither has get size one."""
+def pair(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
+    """Sum of ``p * q`` over everything but ``out``; an index that neither has gets size one."""
     present = [label for label in out if _has(p, label) or _has(q, label)]
     if p.row is None and q.row is not None:
         p, q = q, p
@@ -231,7 +233,7 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     """Product of two small Gram matrices, or the products themselves where that is cheaper."""
     assert p.a is not None
     assert q.a is not None
-    own = set(axes(leaf))
+    own = {x for x in axes(leaf) if _has(p, x) or _has(q, x)}
 
     def owned(factor: Labelled) -> set[Hashable]:
         return own & set(factor[1])
@@ -251,7 +253,7 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
 
     gram = count({*p.a[1], *q.a[1]}) + count({*p.d[1], *q.d[1]})
     formed = count({*p.a[1], *p.d[1]}) + count({*q.a[1], *q.d[1]}) + count(own | set(out))
-    if len(out) == 2 and formed < gram:
+    if len(out) > 1 and formed < gram:
         left = [label for label in (*out, *own) if _has(p, label)]
         right = [label for label in (*out, *own) if _has(q, label)]
         x = contraction.contract(*p.a, *p.d, left)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -405,10 +405,10 @@ def _normalize(G: PerExampleGrads) -> PerExampleGrads:
     )
 
 
-def _batch_axes(G: PerExampleGrads) -> list[int | None]:
+def _batch_axes(table: Sequence[Array], leaves: Sequence[Leaf]) -> list[int | None]:
     """Where each factor of the table has its example axis."""
-    found: list[int | None] = [None] * len(G.table)
-    for leaf in G.leaves:
+    found: list[int | None] = [None] * len(table)
+    for leaf in leaves:
         for term in leaf.terms:
             for factor in (term.a, term.d):
                 if factor is not None and BATCH in factor.labels:
@@ -423,7 +423,7 @@ def _where(G: PerExampleGrads, mask: Array) -> PerExampleGrads:
         x
         if axis is None or not jnp.issubdtype(x.dtype, jnp.inexact)
         else contraction.stop_at(x, tuple(range(x.ndim)), mask, (axis,))
-        for x, axis in zip(G.table, _batch_axes(G), strict=True)
+        for x, axis in zip(G.table, _batch_axes(G.table, G.leaves), strict=True)
     )
     weights = jnp.where(mask, 1.0 if G.weights is None else G.weights, 0.0).astype(np.float32)
     if G.weights is not None:
@@ -435,7 +435,7 @@ def _where(G: PerExampleGrads, mask: Array) -> PerExampleGrads:
 def _take(G: PerExampleGrads, index: Array) -> PerExampleGrads:
     table = tuple(
         x if axis is None else jnp.take(x, index, axis=axis)
-        for x, axis in zip(G.table, _batch_axes(G), strict=True)
+        for x, axis in zip(G.table, _batch_axes(G.table, G.leaves), strict=True)
     )
 
     def rows(values: Array | None) -> Array | None:
@@ -508,11 +508,13 @@ def _pruned(G: PerExampleGrads, leaves: list[Leaf]) -> PerExampleGrads:
     return dataclasses.replace(G, table=table, leaves=kept)
 
 
-def batch_first(G: PerExampleGrads) -> PerExampleGrads:
+def batch_first(
+    table: Sequence[Array], leaves: Sequence[Leaf]
+) -> tuple[tuple[Array, ...], tuple[Leaf, ...]]:
     """Move every factor's example axis to the front, where a data-parallel sharding expects it."""
-    table = tuple(
+    arrays = tuple(
         x if not axis else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(G.table, _batch_axes(G), strict=True)
+        for x, axis in zip(table, _batch_axes(table, leaves), strict=True)
     )
 
     def moved(factor: StoredFactor | None) -> StoredFactor | None:
@@ -521,10 +523,9 @@ def batch_first(G: PerExampleGrads) -> PerExampleGrads:
         rest = tuple(label for label in factor.labels if label != BATCH)
         return factor._replace(labels=(BATCH, *rest))
 
-    leaves = tuple(
+    return arrays, tuple(
         leaf._replace(
             terms=tuple(term._replace(a=moved(term.a), d=moved(term.d)) for term in leaf.terms)
         )
-        for leaf in G.leaves
+        for leaf in leaves
     )
-    return dataclasses.replace(G, table=table, leaves=leaves)

@@ -72,10 +72,10 @@ def record(
         leaves.store(gradient, path_name(path), like, table, route=spec.route)
         for gradient, (path, like) in zip(outputs[:number], params_flat, strict=True)
     )
-    G = PerExampleGrads(
-        tuple(table.arrays), None, losses, described, params_structure, num_examples
-    )
-    return value, recorded.batch_first(G) if eager else G
+    arrays = tuple(table.arrays)
+    if eager:
+        arrays, described = recorded.batch_first(arrays, described)
+    return value, PerExampleGrads(arrays, None, losses, described, params_structure, num_examples)
 
 
 def parameters(spec: Transformation, args: tuple[Any, ...]) -> PyTree:
