@@ -92,9 +92,11 @@ def _stay_unformed(
     """Apply a step to unformed values; None where it must see the numbers."""
     name, params = step.name, step.params
     if name == "dot_general":
-        return [_dot_general(*(numbers(v) for v in step.inputs), step)]
+        lhs, rhs = (numbers(v) for v in step.inputs)
+        return [_dot_general(lhs, rhs, step)]
     if name == "conv_general_dilated":
-        value = convolution.kernel_gradient(*(numbers(v) for v in step.inputs), step)
+        lhs, rhs = (numbers(v) for v in step.inputs)
+        value = convolution.kernel_gradient(lhs, rhs, step)
         return None if value is None else [value]
     if name == "scatter-add":
         operand, indices, updates = step.inputs

@@ -26,7 +26,7 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "terms", "route", "norm madds", "stored", "gradient", "why")
-        lines = [head]
+        lines: list[tuple[str, ...]] = [head]
         for row in self.rows:
             lines.append(
                 (

@@ -12,8 +12,8 @@ import numpy as np
 from gradkin.matrices import backward, contraction, explain, leaves, products, programs
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.leaves import Leaf
-from gradkin.matrices.recorded import batch_first
 from gradkin.matrices.transposed import Transposed
+from gradkin.matrices.verbs import batch_first
 from gradkin.typing import Array, PyTree
 
 _verb = functools.partial(jax.jit, inline=True)

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gradkin import checks
-from gradkin.matrices import streamed
+from gradkin.matrices import streamed, verify
 from gradkin.matrices.arguments import path_name
+from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.recording import ByIdentity, Transformation, mapped_axes, parameters, record
 
 
@@ -22,6 +24,7 @@ def per_example_grads(
     in_axes: Any = 0,
     batch_size: int | None = None,
     route: str = "auto",
+    check: bool = False,
 ) -> Callable[..., Any]:
     """Transform a loss of one example into the matrix of all examples' gradients.
 
@@ -39,6 +42,8 @@ def per_example_grads(
         each verb is one pass over micro-batches of that many examples.
       route: "auto" counts, per parameter, whether factors or the gradient are smaller;
         "factors" and "dense" overrule the count.
+      check: compare the first, middle and last row with `jax.grad` and stop on a difference;
+        recorded matrices only. Also inside `jit`.
 
     Returns:
       A function of the arguments of ``fun``, batched, that returns a `PerExampleGrads` ``G``
@@ -62,14 +67,14 @@ def per_example_grads(
       For training, put everything in one jit so that unused factors vanish:
       ``jax.jit(lambda p, b: per_example_grads(loss)(p, b).clip(1.0).mean())``.
     """
-    _check_options(fun, batch_size, route)
+    _check_options(fun, batch_size, route, check)
 
     def transformed(*args: Any) -> Any:
         spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
             S = streamed.stream(spec, args, num_examples, batch_size)
             return (S, streamed.losses(S)[1]) if has_aux else S
-        value, G = record(spec, args, num_examples=num_examples, eager=_is_eager(args))
+        value, G = _recorded(spec, args, num_examples, check)
         return (G, value[1]) if has_aux else G
 
     return transformed
@@ -83,6 +88,7 @@ def value_and_per_example_grads(
     in_axes: Any = 0,
     batch_size: int | None = None,
     route: str = "auto",
+    check: bool = False,
 ) -> Callable[..., Any]:
     """As `per_example_grads`, returning the losses too.
 
@@ -93,6 +99,7 @@ def value_and_per_example_grads(
       in_axes: see `per_example_grads`.
       batch_size: see `per_example_grads`.
       route: see `per_example_grads`.
+      check: see `per_example_grads`.
 
     Returns:
       A function that returns ``(losses, G)``, losses of shape ``[B]``; with ``has_aux``,
@@ -110,7 +117,7 @@ def value_and_per_example_grads(
       >>> losses.tolist()
       [0.5, 2.0]
     """
-    _check_options(fun, batch_size, route)
+    _check_options(fun, batch_size, route, check)
 
     def transformed(*args: Any) -> Any:
         spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
@@ -118,17 +125,21 @@ def value_and_per_example_grads(
             S = streamed.stream(spec, args, num_examples, batch_size)
             value = streamed.losses(S)
             return value, dataclasses.replace(S, losses=value[0] if has_aux else value)
-        return record(spec, args, num_examples=num_examples, eager=_is_eager(args))
+        return _recorded(spec, args, num_examples, check)
 
     return transformed
 
 
-def _check_options(fun: Callable[..., Any], batch_size: int | None, route: str) -> None:
+def _check_options(
+    fun: Callable[..., Any], batch_size: int | None, route: str, check: bool
+) -> None:
     checks.one_of(("auto", "factors", "dense"), route=route)
     if not callable(fun):
         raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
+    if check and batch_size is not None:
+        raise ValueError("Expected check=False with batch_size: check a recorded batch instead.")
 
 
 def _bind(
@@ -144,8 +155,14 @@ def _bind(
     return spec, check_arguments(spec, args)
 
 
-def _is_eager(args: Any) -> bool:
-    return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+def _recorded(
+    spec: Transformation, args: tuple[Any, ...], num_examples: int, check: bool
+) -> tuple[Any, PerExampleGrads]:
+    eager = not any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
+    value, G = record(spec, args, num_examples=num_examples, eager=eager)
+    if check:
+        verify.compare_rows(spec, args, G)
+    return value, G
 
 
 def _hashable(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gradkin.matrices import backward, leaves, programs, recorded
+from gradkin.matrices import backward, leaves, programs, verbs
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.typing import PyTree
@@ -74,7 +74,7 @@ def record(
     )
     arrays = tuple(table.arrays)
     if eager:
-        arrays, described = recorded.batch_first(arrays, described)
+        arrays, described = verbs.batch_first(arrays, described)
     return value, PerExampleGrads(arrays, None, losses, described, params_structure, num_examples)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from gradkin.matrices import lazy, programs
-from gradkin.matrices.lazy import Accumulator, AccumulatorUsed, Factor, Label, Lazy, OneHot, Product
+from gradkin.matrices.lazy import Accumulator, AccumulatorUsed, Label, Lazy, OneHot, Product
 from gradkin.matrices.programs import Program, Slot, Step
 
 
@@ -173,7 +173,7 @@ class _Emitted:
                 return self.consts[index], False
             return (factors if kind == "emitted" else slices)[index], True
 
-        def factor(side: Factor | OneHot, force_stack: bool) -> Factor | OneHot:
+        def factor(side: Any, force_stack: bool) -> Any:
             array, is_stacked = find(side.array)
             if force_stack and not is_stacked:
                 array = jnp.broadcast_to(array[None], (iteration.size, *array.shape))

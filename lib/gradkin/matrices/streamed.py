@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import arguments, explain, recorded, recording
+from gradkin.matrices import arguments, explain, recording, verbs
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -84,7 +84,7 @@ class StreamedPerExampleGrads:
 
     def frobenius_norm(self) -> Array:
         """Square root of the sum of all squared entries."""
-        return recorded.safe_sqrt(jnp.sum(self.squared_norms()))
+        return verbs.safe_sqrt(jnp.sum(self.squared_norms()))
 
     def sum(self) -> PyTree:
         """Sum of the rows, added up in float32."""
@@ -209,7 +209,7 @@ def _record(S: StreamedPerExampleGrads, args: Any, operands: Any, size: int) -> 
         elif name == "where":
             G = G.where(operand)
         elif name == "minus":
-            G = recorded.minus(G, operand)
+            G = verbs.minus(G, operand)
         else:
             G = G.select(functools.partial(_is_one_of, option))
     return G
