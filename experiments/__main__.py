@@ -14,11 +14,12 @@ app = tyro.extras.SubcommandApp()
 
 @app.command(name="list")
 def list_experiments() -> int:
-    """Show every experiment and the data sets it can use; the first needs no preparation."""
+    """Show every experiment and the data sets it can use."""
     for name in discover.names():
         listed = discover.describe(name)
         print(f"{name}\n    {listed.title}")
-        print(f"    data: {', '.join(listed.data) or 'made by the experiment'}")
+        own, *others = listed.data or ["made by the experiment"]
+        print(f"    data: {own}" + (f"; with --data: {', '.join(others)}" if others else ""))
     return 0
 
 
@@ -68,8 +69,12 @@ def run(
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)  # one line, not a traceback
         return 2
-    with shared_programs():
-        found = execute(ready, arrays, save_seconds=checkpoint_seconds)
+    try:
+        with shared_programs():
+            found = execute(ready, arrays, save_seconds=checkpoint_seconds)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on from here", file=sys.stderr)
+        return 130
     return 0 if found is None else finish(ready, found)
 
 

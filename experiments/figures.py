@@ -55,8 +55,12 @@ def panels(rows: int = 1, columns: int = 1, *, width: float = 3.4, height: float
 
 
 def band(axes: Any, x: Any, values: Any, *, label: str | None = None, **options: Any) -> None:
-    """Draw the mean over seeds of ``values [S, N]`` against ``x [N]``, one sd around it shaded."""
+    """Draw the mean over seeds of ``values [S, N]`` against ``x [N]``, one sd around it shaded.
+
+    Where a seed is not finite there is a gap.
+    """
     values = np.asarray(values, np.float64)
+    values = np.where(np.isfinite(values).all(0), values, np.nan)
     mean = values.mean(0)
     (line,) = axes.plot(x, mean, label=label, **options)
     if len(values) > 1:

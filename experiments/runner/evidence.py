@@ -48,6 +48,7 @@ def make(
         "claims": [claims.evaluate(claim, stored) for claim in judged],
         "seconds": round(seconds, 1),
         "peak_rss_mb": peak_rss_mb(),
+        "peak_device_mb": peak_device_mb(),
         "device": device(),
         "versions": versions(),
         "commit": commit(),
@@ -119,3 +120,9 @@ def peak_rss_mb() -> int:
     """The most memory the process has held, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def peak_device_mb() -> int | None:
+    """The most memory that one accelerator has held, in MB; None where it does not say."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    return max((round(peak / 2**20) for peak in peaks if peak), default=None)

@@ -74,16 +74,16 @@ def badge(verdict: str, text: str | None = None) -> str:
 def contents(items: Sequence[Item], papers: Mapping[str, bibliography.Paper]) -> str:
     """The list of sections."""
     rows = []
-    for name, found, _ in items:
-        paper = papers.get(found["papers"][0])
-        title = name if paper is None else paper.title
+    for name, found, module in items:
+        cited = ", ".join(papers[key].label for key in found["papers"] if key in papers)
         counts = [c["verdict"] for c in found["claims"]]
         badges = " ".join(badge(v, str(counts.count(v))) for v in MARKS if v in counts)
         rows.append(
-            f'<tr><td><a href="#{anchor(name)}">{escape(title)}</a></td>'
+            f'<tr><td><a href="#{anchor(name)}">{escape(heading(module))}</a>'
+            f"<span class=soft>{escape(cited)}</span></td>"
             f"<td class=soft>{escape(name)}</td><td class=number>{badges}</td></tr>"
         )
-    head = "<thead><tr><th>paper</th><th>experiment</th><th>claims</th></tr></thead>"
+    head = "<thead><tr><th>replication</th><th>experiment</th><th>claims</th></tr></thead>"
     return f"<nav><table>{head}<tbody>{''.join(rows)}</tbody></table></nav>"
 
 
@@ -91,7 +91,6 @@ def section(item: Item, picture: bytes, papers: Mapping[str, bibliography.Paper]
     """One experiment: paper, prose, claims, figure, circumstances."""
     name, found, module = item
     known = [papers[key] for key in found["papers"] if key in papers]
-    title = known[0].title if known else name
     seeds = len(found["seeds"])
     image = base64.b64encode(picture).decode()
     return "\n".join(
@@ -99,9 +98,9 @@ def section(item: Item, picture: bytes, papers: Mapping[str, bibliography.Paper]
             f'<section id="{anchor(name)}">',
             f"<p class=eyebrow>{escape(name)} · {escape(found['preset'])} · {seeds} "
             f"{'seed' if seeds == 1 else 'seeds'} · {found['seconds']:.0f} s</p>",
-            f"<h2>{escape(title)}</h2>",
-            *(f"<p class=byline>{cite(paper, title)}</p>" for paper in known),
-            prose(inspect.getdoc(module) or "", titled=bool(known)),
+            f"<h2>{escape(heading(module))}</h2>",
+            *(f"<p class=byline>{cite(paper)}</p>" for paper in known),
+            prose(inspect.getdoc(module) or ""),
             claim_table(found["claims"]),
             f'<figure><img alt="Figure of {escape(name)}" src="data:image/png;base64,{image}">'
             "</figure>",
@@ -111,18 +110,24 @@ def section(item: Item, picture: bytes, papers: Mapping[str, bibliography.Paper]
     )
 
 
-def cite(paper: bibliography.Paper, heading: str) -> str:
-    """Authors, year and link; the title where the heading is another one."""
+def heading(module: ModuleType) -> str:
+    """The docstring's first line, without the citation in brackets: the paper is named below."""
+    title = " ".join((inspect.getdoc(module) or "").split("\n\n")[0].split())
+    return re.sub(r"\s*\([^()]*arXiv[^()]*\)", "", title).rstrip(".")
+
+
+def cite(paper: bibliography.Paper) -> str:
+    """Authors and year with the link, and the title."""
     text = escape(paper.label)
     if paper.url:
         text = f'<a href="{escape(paper.url)}">{text}</a>'
-    return text if paper.title == heading else f"{text}, {escape(paper.title)}"
+    return f"{text}, {escape(paper.title)}"
 
 
-def prose(docstring: str, *, titled: bool = False) -> str:
-    """The docstring's paragraphs, without its title under a heading; indented ones are code."""
+def prose(docstring: str) -> str:
+    """The docstring's paragraphs after its title; indented ones are code."""
     parts = []
-    for paragraph in re.split(r"\n\s*\n", docstring.strip())[titled:]:
+    for paragraph in re.split(r"\n\s*\n", docstring.strip())[1:]:
         if paragraph.startswith("    "):
             parts.append(f"<pre><code>{escape(inspect.cleandoc(paragraph))}</code></pre>")
         else:
@@ -153,12 +158,18 @@ def circumstances(found: Mapping[str, Any]) -> str:
     facts = {
         **{name: str(value) for name, value in found["config"].items()},
         "device": found["device"],
-        "peak memory": f"{found['peak_rss_mb']} MB",
+        "peak memory": memory(found),
         "versions": versions,
         "commit": found["commit"] or "not in a checkout",
     }
     shown = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<details><summary>Configuration and machine</summary><dl>{shown}</dl></details>"
+
+
+def memory(found: Mapping[str, Any]) -> str:
+    """Peak memory of the process, and of the accelerator where there is one."""
+    device = found.get("peak_device_mb")
+    return f"{found['peak_rss_mb']} MB" + (f", {device} MB on the device" if device else "")
 
 
 def anchor(name: str) -> str:

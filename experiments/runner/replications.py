@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.runner import bibliography, evidence
 from experiments.runner.discover import ROOT
+from experiments.runner.encoding import write_atomically
 from experiments.runner.table import MARKS, needed, summary
 
 FILE = ROOT.parent / "REPLICATIONS.md"
@@ -37,6 +38,12 @@ def collect(results: Path = evidence.RESULTS) -> dict[str, dict[str, Any]]:
     """Return ``<subject>/<slug>[@<data>]`` -> evidence of every committed file, sorted."""
     files = sorted(results.glob("*/*.json"))
     return {f"{file.parent.name}/{file.stem}": evidence.read(file) for file in files}
+
+
+def write(results: Path = evidence.RESULTS) -> None:
+    """Write the page of our own results; of other results there is none."""
+    if results == evidence.RESULTS:
+        write_atomically(FILE, render(collect(results)))
 
 
 def render(found: Mapping[str, Mapping[str, Any]], papers: Mapping[str, Any] | None = None) -> str:

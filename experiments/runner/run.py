@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.runner import discover, encoding, evidence, folder, page, table
+from experiments.runner import discover, encoding, evidence, folder, page, replications, table
 from experiments.runner import mesh as meshes
 from experiments.runner.seeds import metrics_of
 
@@ -148,6 +148,7 @@ def finish(run: Run, found: Mapping[str, Any], *, results: Path = evidence.RESUL
     expected = expected_verdicts(run, committed)
     if run.save_evidence:
         evidence.write(committed, found)
+        replications.write(results)
     picture = page.draw(run.module, found)
     (run.out / f"{committed.stem}.png").write_bytes(picture)
     report = run.out / "report.html"

@@ -122,11 +122,12 @@ def test_every_paper_can_be_named(key):
     assert not set(r"\{}$") & set(paper.title + paper.authors)
 
 
-def test_docstrings_become_prose():
-    text = page.prose("A <b> of ``x``.\n\n    python -m y\n    z\n\nEnd.")
+def test_docstrings_become_prose(walk):
+    text = page.prose("Title.\n\nA <b> of ``x``.\n\n    python -m y\n    z\n\nEnd.")
     assert text == (
         "<p>A &lt;b&gt; of <code>x</code>.</p>\n<pre><code>python -m y\nz</code></pre>\n<p>End.</p>"
     )
+    assert page.heading(walk) == "Pearson 1905: a random walk spreads like the square root of time"
 
 
 def check_page(text: str) -> None:

@@ -67,5 +67,6 @@ def test_killed_twice_and_resumed_is_bit_equal(toys, tmp_path):
     execute(prepare("toy/descent", out=whole, **options), data)
     resumed, straight = np.load(killed / "metrics.npz"), np.load(whole / "metrics.npz")
     assert set(resumed) == {"loss", "w"}
+    assert np.isfinite(straight["loss"]).all()
     for name in resumed:
         np.testing.assert_array_equal(resumed[name], straight[name])

@@ -31,7 +31,7 @@ class Config:
 PRESETS = {
     "smoke": Config(steps=4),
     "quick": Config(),
-    "paper": Config(steps=400, width=30),
+    "paper": Config(steps=400),
 }
 
 
