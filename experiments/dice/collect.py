@@ -5,9 +5,10 @@
     python -m experiments.dice.collect export --policies FILE.npz --mixture random=10,expert=10 \
         --out data.hdf5
 
-`train` appends a line per 10,000 steps to DIR/progress.csv and writes DIR/policies.npz: the actor
-that first reached a third of the best return ("medium") and the best one ("expert"). 200,000 steps
-take 10-15 minutes on two CPU cores. Needs `pip install gradkin[rl]`.
+`train` appends a line per `--every` steps to progress.csv in DIR and writes policies.npz there: the actor
+that first came a third of the way to the best return ("medium") and the best one ("expert").
+200,000 steps of HalfCheetah take about 3 minutes on two CPU cores; the policies in
+experiments/dice/policies come from 500,000. Needs `pip install gradkin[rl]`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ UPDATES_PER_CALL = 100
 
 
 def make_environment(name: str):
-    """A gymnasium environment; MuJoCo leaves its log where it is loaded, so not in the repository."""
+    """A gymnasium environment; MuJoCo writes a log where it is loaded: not into the repository."""
     import gymnasium
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -109,7 +110,7 @@ def train(args) -> None:
                 o, a, r, terminal, _, after = (column[rows] for column in buffer)
                 state = sac.update_many(state, Transitions(o, a, r, after, terminal))
             owed %= UPDATES_PER_CALL
-        if before // 10_000 != done // 10_000:
+        if before // args.every != done // args.every:
             actor = jax.tree.map(np.asarray, state.actor)
             levels.append((done, evaluate(env, actor, 10_000_000), actor))
             with (out / "progress.csv").open("a") as file:
@@ -198,7 +199,10 @@ def main(argv=None) -> None:
     sub.add_argument("--env", default="HalfCheetah-v5")
     sub.add_argument("--out", required=True)
     sub.add_argument("--resume", action="store_true")
-    defaults = {"steps": 200_000, "random_steps": 5_000, "width": 128, "batch": 128, "seed": 0}
+    defaults = {
+        "steps": 200_000, "random_steps": 5_000, "every": 10_000, "width": 128, "batch": 128,
+        "seed": 0,
+    }  # fmt: skip
     for name, default in defaults.items():
         sub.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     sub = commands.add_parser("export")

@@ -100,7 +100,7 @@ def orthogonal_gradient(
         sums: dict[str, Any] = {}
         for label, f, b in pairs:
             left, right = choose(jnp.asarray(f).reshape(-1), jnp.asarray(b).reshape(-1))
-            wide = jnp.promote_types(left.dtype, jnp.float32)
+            wide = jnp.float32 if jnp.finfo(left.dtype).bits < 32 else left.dtype
             term = jnp.dot(left, right, precision="highest", preferred_element_type=wide)
             sums[label] = sums[label] + term if label in sums else term
         return sums

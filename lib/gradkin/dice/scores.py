@@ -1,6 +1,7 @@
 """Normalised scores of the D4RL benchmark."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -86,7 +87,7 @@ def normalized_score(
     return 100.0 * (values - low) / (high - low)
 
 
-def worst_episode_gap(returns: ArrayLike, *, first: int = 10) -> float:
+def worst_episode_gap(returns: ArrayLike | Sequence[float], *, first: int = 10) -> float:
     """(min of the first episodes' returns - their mean) / |mean|: 0 is perfectly even.
 
     Args:
