@@ -22,7 +22,7 @@ def setup(num_layers, num_heads, width=5, tokens=7):
 
 
 @pytest.mark.parametrize("softmax", ["none", "first", "all"])
-@pytest.mark.parametrize(("own", "applied"), [(1, 1), (1, 3), (3, 3)])
+@pytest.mark.parametrize(("own", "applied"), [(1, 1), (1, 2), (3, 3), (1, 4)])
 def test_query_route_agrees_with_all_tokens(softmax, own, applied):
     weights, tokens = setup(own, 2)
     options = {"num_layers": applied, "softmax": softmax, "damping": 0.7, "num_context": 5}

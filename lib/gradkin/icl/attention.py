@@ -270,7 +270,8 @@ def predict(
     The last layer is evaluated at the query alone. Linear layers before it act on the context
     only through its second moment S = sum_i e_i e_i^T: with A = I + damping sum_h M_h S V_h,
     M_h = query key^T and V_h = value output, every token is multiplied by A and S becomes
-    A^T S A, so a layer costs O(width^3) whatever the size of the context.
+    A^T S A. Up to three layers need products of S with vectors only, O(context * width) each;
+    more layers form S, after which a layer costs O(width^3) whatever the size of the context.
 
     Args:
       weights: L layers; one layer is shared by all ``num_layers`` applications.
@@ -304,18 +305,12 @@ def predict(
     own = weights.query.shape[0]
     layer = lambda i: jax.tree.map(lambda w: w[i if own > 1 else 0], weights)
     if softmax == "none":
-        if num_layers > 1:
-            moment = context.T @ context
-            for i in range(num_layers - 1):
-                bilinear, value = merge(layer(i))
-                update = jnp.einsum("hab,bc,hcd->ad", bilinear, moment, value)
-                query = query + damping * (query @ update)
-                half = moment + damping * (moment @ update)
-                moment = half + damping * (update.T @ half)
-            read = lambda rows: rows @ moment
+        layers = [merge(layer(i)) for i in range(num_layers)]
+        if num_layers <= 3:
+            query, read = through_vectors(layers[:-1], query, context, damping)
         else:
-            read = lambda rows: (rows @ context.T) @ context
-        bilinear, value = merge(layer(num_layers - 1))
+            query, read = through_moment(layers[:-1], query, context, damping)
+        bilinear, value = layers[-1]
         update = jnp.einsum(
             "hd,hdo->o", read(jnp.einsum("a,hab->hb", query, bilinear)), value[..., -num_outputs:]
         )
@@ -335,6 +330,40 @@ def predict(
         update = attend(layer(num_layers - 1), query[None], context, softmax=normalise)
         update = update[0, -num_outputs:]
     return -(query[-num_outputs:] + damping * update)
+
+
+def through_moment(layers, query, context, damping):
+    """The query after some linear layers, and the map u -> S u of the context after them."""
+    moment = context.T @ context
+    for bilinear, value in layers:
+        update = jnp.einsum("hab,bc,hcd->ad", bilinear, moment, value)
+        query = query + damping * (query @ update)
+        half = moment + damping * (moment @ update)
+        moment = half + damping * (update.T @ half)
+    return query, lambda rows: rows @ moment
+
+
+def through_vectors(layers, query, context, damping):
+    """As `through_moment`, by products of the first S with vectors: three per product and layer."""
+    read = lambda rows: (rows @ context.T) @ context
+    for bilinear, value in layers:
+        query = query + damping * row_update(bilinear, value, read, query[None])[0]
+
+        def moved(rows, bilinear=bilinear, value=value, read=read):
+            # rows A^T S A for the symmetric S of the layer before.
+            flipped = jnp.swapaxes(value, 1, 2), jnp.swapaxes(bilinear, 1, 2)
+            rows = read(rows + damping * row_update(*flipped, read, rows))
+            return rows + damping * row_update(bilinear, value, read, rows)
+
+        read = moved
+    return query, read
+
+
+def row_update(bilinear, value, read, rows):
+    """``sum_h rows M_h S V_h`` for rows ``[r, D]``."""
+    keys = jnp.einsum("ra,hab->hrb", rows, bilinear)
+    seen = read(keys.reshape(-1, keys.shape[-1])).reshape(keys.shape)
+    return jnp.einsum("hrb,hbc->rc", seen, value)
 
 
 def merge(

@@ -38,15 +38,16 @@ def optimal_step(
 
     Tasks y_i = w . x_i + noise, w ~ N(0, I), independent coordinates of x with mean 0, variance
     v_k and fourth moment kurtosis * v_k^2; loss 1/2 E (prediction - w . x_q)^2. With S the
-    second moment matrix of the context, and
+    second moment matrix of the context and r_k = (E[S^2]_kk + noise^2 v_k / N) / v_k,
 
-        m_k = E[S^2]_kk + noise^2 v_k / N = v_k ((N + kurtosis - 2) v_k + sum_j v_j + noise^2) / N,
+        r_k = ((N + kurtosis - 2) v_k + sum_j v_j + noise^2) / N,
 
-    the loss of rate eta is 1/2 sum_k v_k (1 - 2 eta v_k + eta^2 m_k). Hence
-    eta = sum v_k^2 / sum v_k m_k, and for one rate per direction p_k = v_k / m_k.
+    the loss of rate eta is 1/2 sum_k v_k (1 - 2 eta v_k + eta^2 v_k r_k). Hence
+    eta = sum v_k^2 / sum v_k^2 r_k, and for one rate per direction p_k = 1 / r_k.
 
     Args:
-      variances: variance v_k of each input coordinate, > 0.
+      variances: variance v_k of each input coordinate, >= 0 and not all zero; a zero stands for
+        a coordinate that is not there.
       num_context: N, the number of examples in the context.
       kurtosis: fourth moment over squared variance of a coordinate: 1.8 for the uniform law,
         3 for the normal, 6 for the Laplace law.
@@ -56,7 +57,7 @@ def optimal_step(
       ``Optimum``.
 
     Raises:
-      ValueError: for a value that is not positive or a negative noise.
+      ValueError: for a negative variance or noise, a size or a kurtosis that is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,15 +75,15 @@ def optimal_step(
       implement preconditioned gradient descent for in-context learning", Theorem 1,
       arXiv:2306.00297. :cite:`icl-gradient-descent`, :cite:`ahn:23`
     """
-    checks.positive(num_context=num_context, variances=variances, kurtosis=kurtosis)
-    checks.non_negative(noise=noise)
+    checks.positive(num_context=num_context, kurtosis=kurtosis)
+    checks.non_negative(variances=variances, noise=noise)
     v = jnp.asarray(variances)
-    m = v * ((num_context + kurtosis - 2) * v + v.sum() + noise**2) / num_context
-    rate = (v * v).sum() / (v * m).sum()
+    ratio = ((num_context + kurtosis - 2) * v + v.sum() + noise**2) / num_context
+    rate = (v * v).sum() / (v * v * ratio).sum()
     return Optimum(
         null_loss=v.sum() / 2,
         rate=rate,
-        loss=(v * (1 - 2 * rate * v + rate**2 * m)).sum() / 2,
-        preconditioner=v / m,
-        preconditioned_loss=(v * (1 - v * v / m)).sum() / 2,
+        loss=(v * (1 - 2 * rate * v + rate**2 * v * ratio)).sum() / 2,
+        preconditioner=1 / ratio,
+        preconditioned_loss=(v * (1 - v / ratio)).sum() / 2,
     )

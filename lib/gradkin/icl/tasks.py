@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.typing import Array, PRNGKey, Scalar
+from gradkin.typing import Array, IntScalar, PRNGKey, Scalar
 
 LAWS = ("uniform", "normal", "laplace")
 
@@ -60,7 +60,7 @@ def linear_tasks(
     and the answer W x_q carries no noise.
 
     Args:
-      key: PRNG key; teacher, inputs, query and noise use independent children of it.
+      key: PRNG key; teacher, inputs and noise use independent children of it.
       num_tasks: number of tasks.
       num_context: examples shown per task, > 0.
       num_inputs: dimension of x, > 0.
@@ -102,17 +102,17 @@ def linear_tasks(
             f"Expected scales to have one entry per input, got scales.shape={scales.shape} and "
             f"num_inputs={num_inputs}."
         )
-    key_teacher, key_x, key_query, key_noise = jax.random.split(key, 4)
+    key_teacher, key_inputs, key_noise = jax.random.split(key, 3)
     teacher = jax.random.normal(key_teacher, (num_tasks, num_outputs, num_inputs)) * weight_scale
-    scale = width * math.sqrt(1 / 12)
-    x = draw_coordinates(key_x, (num_tasks, num_context, num_inputs), law) * scale
-    query = draw_coordinates(key_query, (num_tasks, num_inputs), law) * scale
+    x = draw_coordinates(key_inputs, (num_tasks, num_context + 1, num_inputs), law)
+    x = x * (width * math.sqrt(1 / 12))
     if scales is not None:
-        x, query = x * scales[None, None], query * scales[None]
+        x = x * scales[None, None]
     y = jnp.einsum("bni,boi->bno", x, teacher)
+    shown = y[:, :-1]
     if noise is not None:
-        y = y + noise * jax.random.normal(key_noise, y.shape)
-    return Tasks(x=x, y=y, query=query, target=jnp.einsum("bi,boi->bo", query, teacher))
+        shown = shown + noise * jax.random.normal(key_noise, shown.shape)
+    return Tasks(x=x[:, :-1], y=shown, query=x[:, -1], target=y[:, -1])
 
 
 @functools.partial(jax.jit, static_argnames=("num_tasks", "num_context", "num_inputs"))
@@ -155,36 +155,29 @@ def shifted_tasks(
     checks.positive(num_tasks=num_tasks, num_context=num_context, num_inputs=num_inputs)
     key_law, key_x, key_teacher = jax.random.split(key, 3)
     shape = (num_tasks, num_context + 1, num_inputs)
-    keys = jax.random.split(key_x, 3)
-    draws = jnp.stack(
-        [
-            jax.random.exponential(keys[0], shape),
-            jax.random.normal(keys[1], shape),
-            jax.random.laplace(keys[2], shape),
-        ]
-    )
-    chosen = jax.random.randint(key_law, (num_tasks,), 0, 3)
-    x = draws[chosen, jnp.arange(num_tasks)]
+    # One uniform draw, sent through the inverse distribution function of the task's law.
+    u = jax.random.uniform(key_x, shape, minval=-1 + 1e-6, maxval=1.0)
+    chosen = jax.random.randint(key_law, (num_tasks, 1, 1), 0, 3)
+    exponential, laplace = -jnp.log1p(-(u + 1) / 2), -jnp.sign(u) * jnp.log1p(-jnp.abs(u))
+    x = jnp.where(chosen == 0, exponential, jnp.where(chosen == 1, jax.lax.erf_inv(u), laplace))
     x = x * scale / jnp.linalg.norm(x[:, :-1], axis=(1, 2), keepdims=True)
     teacher = jax.random.normal(key_teacher, (num_tasks, 1, num_inputs))
     y = jnp.einsum("bni,boi->bno", x, teacher)
     return Tasks(x=x[:, :-1], y=y[:, :-1], query=x[:, -1], target=y[:, -1])
 
 
-@functools.partial(jax.jit, static_argnames="num_replaced")
-def replace_targets(key: PRNGKey, tasks: Tasks, num_replaced: int) -> Tasks:
+@jax.jit
+def replace_targets(key: PRNGKey, tasks: Tasks, num_replaced: IntScalar) -> Tasks:
     """Replace context targets by N(0, 1), at random positions (von Oswald et al. 2023).
 
     Args:
       key: PRNG key.
       tasks: ``Tasks`` with a leading task axis.
-      num_replaced: how many of each task's context targets are replaced, 0 to context.
+      num_replaced: how many of each task's context targets are replaced; may be traced. None
+        for 0 or less, all for as many as there are or more.
 
     Returns:
       The tasks with noisy context targets; queries and answers stay.
-
-    Raises:
-      ValueError: where ``num_replaced`` does not lie between 0 and the size of the context.
 
     Example:
       >>> import jax
@@ -198,11 +191,6 @@ def replace_targets(key: PRNGKey, tasks: Tasks, num_replaced: int) -> Tasks:
       von Oswald et al. (2023), arXiv:2212.07677. :cite:`icl-gradient-descent`
     """
     num_tasks, num_context, _ = tasks.y.shape
-    if not 0 <= num_replaced <= num_context:
-        raise ValueError(
-            f"Expected 0 <= num_replaced <= {num_context}, the size of the context, got "
-            f"num_replaced={num_replaced}."
-        )
     key_where, key_noise = jax.random.split(key)
     # The ranks of independent uniforms are a uniform permutation of each row.
     order = jax.random.uniform(key_where, (num_tasks, num_context)).argsort(axis=1).argsort(axis=1)
