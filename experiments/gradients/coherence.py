@@ -298,7 +298,7 @@ def plot(metrics):
     axes[1, 2].set(xlabel="alignment with the mean gradient", ylabel="share of examples")
     axes[1, 2].set(xlim=(-4, 6), title=f"SGD at step {steps[1]}; lines: means")
     axes[1, 2].margins(y=0.3)
-    axes[1, 2].legend()
+    axes[1, 2].legend(loc="upper right", frameon=True, edgecolor="white")
     return figure
 
 
