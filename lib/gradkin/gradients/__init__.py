@@ -12,8 +12,15 @@ from gradkin.gradients.coherence import coherence_from_means as coherence_from_m
 from gradkin.gradients.coherence import coherence_of_means as coherence_of_means
 from gradkin.gradients.coherence import coherence_stats as coherence_stats
 from gradkin.gradients.coherence import example_alignment as example_alignment
+from gradkin.gradients.dicesgd import ErrorFeedbackState as ErrorFeedbackState
+from gradkin.gradients.dicesgd import clipping_bias as clipping_bias
+from gradkin.gradients.dicesgd import dicesgd as dicesgd
+from gradkin.gradients.dicesgd import dicesgd_mechanism as dicesgd_mechanism
+from gradkin.gradients.dicesgd import dicesgd_noise_std as dicesgd_noise_std
 from gradkin.gradients.noise import NoisedGradient as NoisedGradient
 from gradkin.gradients.noise import add_noise as add_noise
+from gradkin.gradients.pixelwise import clip_cotangent as clip_cotangent
+from gradkin.gradients.pixelwise import pixelwise_clip as pixelwise_clip
 from gradkin.gradients.private import PrivateGradient as PrivateGradient
 from gradkin.gradients.private import private_gradient as private_gradient
 from gradkin.gradients.private_aggregate import PrivateAggregateState as PrivateAggregateState
@@ -33,6 +40,7 @@ __all__ = [
     "Batch",
     "ClippedSum",
     "CoherenceStats",
+    "ErrorFeedbackState",
     "FixedSizeSampling",
     "FullBatch",
     "GaussianMechanism",
@@ -43,15 +51,21 @@ __all__ = [
     "QuantileClipping",
     "RollingMedianState",
     "add_noise",
+    "clip_cotangent",
     "clipped_sum",
+    "clipping_bias",
     "coherence_from_means",
     "coherence_of_means",
     "coherence_stats",
+    "dicesgd",
+    "dicesgd_mechanism",
+    "dicesgd_noise_std",
     "epsilon",
     "example_alignment",
     "median_of_means",
     "median_of_means_aggregate",
     "noise_multiplier",
+    "pixelwise_clip",
     "private_aggregate",
     "private_gradient",
     "rolling_median",

@@ -144,7 +144,14 @@ def epsilon(
     """
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"Expected steps to be an integer >= 0, got steps={steps!r}.")
-    return _spent(mechanism, steps, delta, accountant, FINE)
+    value = _spent(mechanism, steps, delta, accountant, FINE)
+    if math.isinf(value) and mechanism.noise_multiplier > 0:
+        raise ValueError(
+            f"Expected batches that overflow with probability far below delta={delta}, got "
+            f"padded_size={mechanism.sampling.size} over {steps} steps; use accountant='pld', or "
+            "a larger padded_size."
+        )
+    return value
 
 
 def noise_multiplier(
@@ -256,12 +263,9 @@ def _spent(
     tau = getattr(mechanism.sampling, "overflow_probability", 0.0) if accountant == "rdp" else 0.0
     total = fresh_accountant(mechanism, accountant, interval).compose(event)
     value = float(total.get_epsilon(delta / 2 if tau else delta))
+    # Other than in an event of that probability, no batch was cut.
     if tau and (1 + math.exp(min(value, 700.0))) * steps * tau > delta / 2:
-        raise ValueError(
-            f"Expected batches that overflow with probability far below delta={delta}, got "
-            f"{tau:.1e} at padded_size={mechanism.sampling.size} over {steps} steps; "
-            "use accountant='pld', or a larger padded_size."
-        )
+        return math.inf
     return value
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from gradkin.typing import Array, PRNGKey
 
 # Without a padded size of the user's own, at most this share of batches is cut.
-OVERFLOW = 1e-10
+OVERFLOW = 1e-16
 
 
 class Batch(NamedTuple):
@@ -39,7 +39,7 @@ class PoissonSampling:
       num_examples: size ``N`` of the data set, public.
       probability: ``q`` in (0, 1].
       padded_size: static batch size; default the least multiple of 8 that overflows with
-        probability at most 1e-10.
+        probability at most 1e-16.
 
     Raises:
       ValueError: a probability outside (0, 1], no examples, or no room.
@@ -49,10 +49,10 @@ class PoissonSampling:
       >>> from gradkin import gradients
       >>> sampling = gradients.PoissonSampling(1000, 0.05)
       >>> sampling.expected_size, sampling.size
-      (50.0, 104)
+      (50.0, 120)
       >>> rows, mask = sampling.sample(jax.random.key(0))
       >>> rows.shape, mask.dtype
-      ((104,), dtype('bool'))
+      ((120,), dtype('bool'))
 
     References:
       Ganesh (2025), "Tighter Privacy Analysis for Truncated Poisson Sampling",
