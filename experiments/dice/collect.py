@@ -5,8 +5,8 @@
     python -m experiments.dice.collect export --policies FILE.npz --mixture random=10,expert=10 \
         --out data.hdf5
 
-`train` appends a line per `--every` steps to progress.csv in DIR and writes policies.npz there: the actor
-that first came a third of the way to the best return ("medium") and the best one ("expert").
+`train` appends a line per `--every` steps to progress.csv in DIR and writes policies.npz there: the
+actor that first came a third of the way to the best return ("medium") and the best one ("expert").
 200,000 steps of HalfCheetah take about 3 minutes on two CPU cores; the policies in
 experiments/dice/policies come from 500,000. Needs `pip install gradkin[rl]`.
 """
