@@ -1,7 +1,6 @@
 """What every verb must return, computed in float64 from all gradients written down."""
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,20 +138,41 @@ def assert_close(actual: Any, wanted: Any, *, tolerance: float, name: str = "") 
         assert error <= bound, f"{label}: off by {error:.2e}, allowed {bound:.2e}"
 
 
+class Case(NamedTuple):
+    """A model's read-offs next to ``vmap(grad)``, traced but not compiled."""
+
+    lowered: Any
+    arguments: tuple[Any, ...]
+    leaves: tuple[Any, ...]
+
+
+def trace(model: Model, *, read: Any = core_verbs, **options: Any) -> Case:
+    """Trace the library's matrix, what is read off it and all gradients written down."""
+    found: list[Any] = []
+
+    def run(args: Any, tangent: Any, weights: Any) -> Any:
+        called = model._replace(args=args)
+        G = matrix(called, **options)
+        found.append(getattr(G, "leaves", ()))
+        return read(G, tangent, weights), rows(called)
+
+    shapes = jax.eval_shape(lambda *args: rows(model._replace(args=args)), *model.args)
+    num_examples = jax.tree.leaves(shapes)[0].shape[0]
+    arguments = (model.args, *probes(model, num_examples))
+    return Case(jax.jit(run).lower(*arguments), arguments, found[-1])
+
+
+def compare(case: Case, *, tolerance: float = 1e-5) -> None:
+    """Compile and run: every read-off is what the gradients written down give."""
+    compiled = case.lowered.compile(compiler_options=FAST)
+    found, dense = compiled(*case.arguments)
+    wanted = expected(dense, *case.arguments[1:])
+    for name, value in found.items():
+        assert_close(value, wanted[name], tolerance=tolerance, name=name)
+
+
 def assert_exact(
     model: Model, *, tolerance: float = 1e-5, read: Any = core_verbs, **options: Any
 ) -> None:
     """Every read-off of the library's matrix equals that of ``vmap(grad)``; one compilation."""
-    num_examples = jax.tree.leaves(jax.eval_shape(lambda *args: rows(model._replace(args=args)),
-                                                  *model.args))[0].shape[0]  # fmt: skip
-    tangent, weights = probes(model, num_examples)
-
-    @functools.partial(jax.jit, compiler_options=FAST)
-    def run(args: Any, tangent: Any, weights: Any) -> Any:
-        called = model._replace(args=args)
-        return read(matrix(called, **options), tangent, weights), rows(called)
-
-    found, dense = run(model.args, tangent, weights)
-    wanted = expected(dense, tangent, weights)
-    for name, value in found.items():
-        assert_close(value, wanted[name], tolerance=tolerance, name=name)
+    compare(trace(model, read=read, **options), tolerance=tolerance)

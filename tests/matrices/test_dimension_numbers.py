@@ -26,7 +26,7 @@ def contractions(draw):
     return sizes, "".join(x), ["".join(p) for p in params], "".join(out), tuple(order)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(contractions(), st.integers(1, 3))
 def test_einsum(case, num_examples):
     sizes, x, params, out, order = case
@@ -72,7 +72,7 @@ def products(draw):
     return tuple(sizes), tuple(right[i] for i in order), numbers, draw(st.booleans())
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(products())
 def test_dot_general(case):
     left, right, numbers, swapped = case
@@ -99,7 +99,7 @@ def regroupings(draw):
     return tuple(factors), stored, tuple(order), cut
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(regroupings())
 def test_reshapes_and_transposes(case):
     factors, stored, order, cut = case
@@ -116,7 +116,7 @@ def test_reshapes_and_transposes(case):
     oracle.assert_exact(model, route="factors")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.lists(st.integers(1, 4), min_size=3, max_size=3),
     st.integers(0, 2),
@@ -136,7 +136,7 @@ def test_lookups(shape, axis, ids_shape):
     oracle.assert_exact(model, route="factors")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     st.integers(1, 5),
     st.integers(1, 3),

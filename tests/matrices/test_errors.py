@@ -120,6 +120,11 @@ def test_route():
         per_example_grads(loss, route="fast")
 
 
+def test_passes():
+    with pytest.raises(ValueError, match="passes to be one of"):
+        per_example_grads(loss, batch_size=2, passes=3)
+
+
 def test_function():
     with pytest.raises(TypeError, match="fun to be callable, got dict"):
         per_example_grads(PARAMS)

@@ -1,5 +1,7 @@
 """A streamed matrix returns what the recorded one returns, for any size of the micro-batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +155,52 @@ def test_memory_does_not_grow_with_the_batch():
     parameters = sum(x.size for x in jax.tree.leaves(model.args[0]))
     assert large - small < 1024 * 64  # bytes; one row is 4 * parameters
     assert large < 4 * parameters * 1024
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("build", [dense.mlp, attention.MODELS["transformer_scan_tied_remat"]])
+def test_one_pass_or_two(build, passes):
+    """Clipped, scaled and selected sums from stored factors or from weighted losses."""
+    model = build()
+    num_examples = len(model.args[1][0])
+    weights = np.linspace(-1, 2, num_examples).astype(np.float32)
+
+    @functools.partial(jax.jit, compiler_options=oracle.FAST)
+    def read(args):
+        G = oracle.matrix(model._replace(args=args))
+        S = oracle.matrix(model._replace(args=args), batch_size=2, passes=passes)
+        path = lambda text: "bias" not in text
+        return [
+            (M.clip(0.5).sum(), M.scale(weights).normalize().mean(), M.select(path).clip(1.0).sum())
+            for M in (S, G)
+        ]
+
+    streamed, recorded = read(model.args)
+    same(streamed, recorded)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_gradient_of_a_clipped_sum(passes):
+    model = dense.mlp(batch=5)
+
+    def total(params, **options):
+        G = oracle.matrix(model._replace(args=(params, model.args[1])), **options)
+        return sum(jnp.sum(g**2) for g in jax.tree.leaves(G.clip(0.5).sum()))
+
+    run = lambda **options: jax.jit(jax.grad(lambda p: total(p, **options)))(model.args[0])
+    same(run(batch_size=2, passes=passes), run(), 1e-4)
+
+
+def test_a_million_examples():
+    """Norms of a million rows in the memory of one micro-batch and the result."""
+    transform = gradkin.per_example_grads(lambda w, x: jnp.vdot(w, x) ** 2 / 2, batch_size=4096)
+    x = jnp.ones((1_000_000, 4)) * jnp.arange(1_000_000.0)[:, None] / 1e6
+    norms = jax.jit(lambda w, x: transform(w, x).norms())
+    compiled = norms.lower(jnp.ones(4), x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.nbytes
+    found = compiled(jnp.ones(4), x)
+    wanted = 8 * (np.arange(1_000_000) / 1e6) ** 2
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_gradient_through_the_stream():

@@ -90,7 +90,9 @@ def recurrent(cell: Any) -> Model:
             self.head = nnx.Linear(8, 3, rngs=rngs)
 
         def __call__(self, x):
-            return self.head(self.rnn(x)[-1])
+            zero = jnp.zeros(8, jnp.float32)
+            carry = zero if cell is nnx.GRUCell else (zero, zero)
+            return self.head(self.rnn(x, initial_carry=carry)[-1])
 
     return per_example(
         Network(nnx.Rngs(0)), lambda model, x: jnp.sum(jnp.tanh(model(x))), normal(0, 3, 4, 6)
@@ -135,9 +137,9 @@ def tversky() -> Model:
             own = x @ self.features.T
             theirs = self.prototypes @ self.features.T
             own = jnp.broadcast_to(own, theirs.shape)
-            common = own * theirs * (own > 0) * (theirs > 0)
-            only_x = own * ((own > 0) & (theirs <= 0))
-            only_p = theirs * ((theirs > 0) & (own <= 0))
+            common = jnp.where((own > 0) & (theirs > 0), own * theirs, 0.0)
+            only_x = jnp.where((own > 0) & (theirs <= 0), own, 0.0)
+            only_p = jnp.where((theirs > 0) & (own <= 0), theirs, 0.0)
             alpha, beta = self.alpha.get_value(), self.beta.get_value()
             return jnp.sum(common - alpha * only_x - beta * only_p, axis=1)
 
