@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--peers", type=Path, default=PEERS, help="Python of the peers' environment"
     )
     given = parser.parse_args(given_arguments)
+    cases: dict[str, Sequence[Variant]]
     cases = {name: variants(name, tiny=given.tiny, python=given.peers) for name in CASES}
     return harness.run("dice", cases, given)
 

@@ -19,6 +19,7 @@ import os
 import pickle
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from gradkin.dice.transitions import Transitions
 UPDATES_PER_CALL = 100
 
 
-def make_environment(name: str):
+def make_environment(name: str) -> Any:
     """A gymnasium environment; MuJoCo writes a log where it is loaded: not into the repository."""
     import gymnasium
 
@@ -192,7 +193,7 @@ def export(args) -> None:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(required=True)
     sub = commands.add_parser("train")
     sub.set_defaults(function=train)

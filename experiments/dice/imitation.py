@@ -146,7 +146,7 @@ CLAIMS = (
     Claim(
         "O-DICE ends above behavior cloning on most single trajectories (share of them).",
         "odice", "best of five methods on 6 of 8", wins, lambda x: x >= 0.75, "mean", ">= 0.75",
-        "reproduced",
+        "not reproduced",
     ),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ All steps are plain gradient steps: Adam rescales coordinates and breaks the fir
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def load(config: Config) -> dict:
     return {}
 
 
-def dot(left, right):
+def dot(left, right) -> Any:
     return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right)))
 
 

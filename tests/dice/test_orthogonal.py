@@ -1,5 +1,7 @@
 """Projecting one gradient off another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,9 +101,11 @@ def test_sharded_gives_the_same(key, mesh):
 def test_optax_helper_in_a_chain(key):
     f, b = trees(key)
     chain = optax.chain(orthogonalize(0.5), optax.scale(-2.0))
-    updates, _ = chain.update(f, chain.init(f), f, backward=b)
+    updates: Any = chain.update(f, chain.init(f), f, backward=b)[0]
     expected = orthogonal_gradient(f, b, 0.5).gradient
     np.testing.assert_allclose(updates["b"]["kernel"], -2 * expected["b"]["kernel"])
+    with pytest.raises(TypeError, match="backward="):
+        orthogonalize(0.5).update(f, optax.EmptyState())
 
 
 def test_keeps_low_precision():

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from gradkin import optim
 from gradkin.dice.policy import GaussianPolicy, init_policy, log_prob
 from gradkin.dice.transitions import Transitions
-from gradkin.typing import PRNGKey, Scalar
+from gradkin.typing import PRNGKey
 
 
 class CloningState(NamedTuple):
@@ -43,7 +43,7 @@ def cloning_update(
     state: CloningState,
     batch: Transitions,
     *,
-    learning_rate: Scalar = 2e-4,
+    learning_rate: float = 2e-4,
     tanh: bool = False,
 ) -> tuple[CloningState, Float[Array, ""]]:
     """One Adam step on - mean log pi(a|s).

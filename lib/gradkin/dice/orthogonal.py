@@ -153,6 +153,7 @@ def orthogonalize(
 
     Raises:
       ValueError: as `orthogonal_gradient`.
+      TypeError: if the update is not given ``backward``.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -163,10 +164,18 @@ def orthogonalize(
     """
     one_of(SCOPES, scope=scope)
 
-    def update(updates: Any, state: Any, params: Any = None, *, backward: Any, **extra: Any):
-        del params, extra
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        del params
+        if "backward" not in extra:
+            raise TypeError("Expected backward= in optimizer.update, got none.")
         out = orthogonal_gradient(
-            updates, backward, eta, scope=scope, group=group, only_conflicts=only_conflicts, eps=eps
+            updates,
+            extra["backward"],
+            eta,
+            scope=scope,
+            group=group,
+            only_conflicts=only_conflicts,
+            eps=eps,
         )
         return out.gradient, state
 

@@ -77,9 +77,10 @@ def td3_bc_init(
     policy = init_mlp(policy_key, (observation_size, *hidden, action_size))
     critic = init_heads(critic_key, 2, (observation_size + action_size, *hidden, 1))
     adam = optax.adam(config.learning_rate)
-    copies = jax.tree.map(jnp.copy, (policy, critic))
+    copy = lambda tree: jax.tree.map(jnp.copy, tree)
+    states = adam.init(policy), adam.init(critic)
     step = jnp.zeros((), jnp.int32)
-    return Td3BcState(policy, critic, *copies, adam.init(policy), adam.init(critic), step)
+    return Td3BcState(policy, critic, copy(policy), copy(critic), states[0], states[1], step)
 
 
 def td3_bc_action(policy: PyTree, observation: Float[Array, "*B I"]) -> Float[Array, "*B A"]:

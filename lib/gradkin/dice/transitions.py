@@ -85,4 +85,5 @@ def take(field: ArrayLike, rows: jax.Array) -> jax.Array:
 
 def bootstrap_factor(batch: Transitions, discount: Scalar) -> jax.Array:
     """gamma (1 - done), [B]: what multiplies V(s')."""
-    return discount * (1.0 - jnp.asarray(batch.terminal, jnp.result_type(batch.reward)))
+    going_on = 1.0 - jnp.asarray(batch.terminal, jnp.result_type(batch.reward))
+    return jnp.asarray(discount * going_on)
