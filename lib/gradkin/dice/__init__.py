@@ -43,7 +43,7 @@ from gradkin.dice.td3_bc import (
     td3_bc_init,
     td3_bc_update,
 )
-from gradkin.dice.transitions import Transitions, bootstrap_factor, sample_transitions
+from gradkin.dice.transitions import Transitions, sample_transitions
 from gradkin.dice.value import ValueDiagnostics, ValueGradient, value_gradient
 
 __all__ = [
@@ -66,7 +66,6 @@ __all__ = [
     "ValueDiagnostics",
     "ValueGradient",
     "act",
-    "bootstrap_factor",
     "cloning_init",
     "cloning_update",
     "critic_heads",
