@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(lambda: build(name, job, bool(rest)))
         return 0
     given = harness.options(__doc__).parse_args(given_arguments)
-    cases = {name: variants(name, tiny=given.tiny) for name in CASES}
+    cases: dict[str, Sequence[Variant]] = {name: variants(name, tiny=given.tiny) for name in CASES}
     return harness.run("icl", cases, given, goals=GOALS)
 
 

@@ -30,13 +30,19 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def random(shape: tuple[int, ...], fan_in: int, seed: int) -> jax.Array:
-    """Gaussian weights of variance ``1 / fan_in``."""
-    return jax.random.normal(jax.random.key(seed), shape) / np.sqrt(fan_in)
+    """Gaussian weights of variance ``1 / fan_in``, the same under every version of JAX."""
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return jnp.asarray(values / np.float32(np.sqrt(fan_in)))
+
+
+def integers(shape: tuple[int, ...], stop: int) -> jax.Array:
+    """Labels or ids below ``stop``."""
+    return jnp.asarray(np.random.default_rng(98).integers(stop, size=shape), jnp.int32)
 
 
 def classified(shape: tuple[int, ...], classes: int) -> tuple[jax.Array, jax.Array]:
     """Gaussian inputs with labels."""
-    return random(shape, 1, 99), jax.random.randint(jax.random.key(98), shape[:1], 0, classes)
+    return random(shape, 1, 99), integers(shape[:1], classes)
 
 
 def both(predict: Callable[[Any, Any], jax.Array]) -> tuple[Any, Any]:
@@ -51,19 +57,25 @@ def both(predict: Callable[[Any, Any], jax.Array]) -> tuple[Any, Any]:
     return loss, batch_loss
 
 
-def mlp(*, batch: int, sizes: tuple[int, ...] = (784, 1024, 1024, 10)) -> Case:
-    """Dense layers with biases and ReLU."""
-    params = [
+def perceptron_params(sizes: tuple[int, ...]) -> list[dict[str, jax.Array]]:
+    """Weights of dense layers, biases zero."""
+    return [
         {"kernel": random((m, n), m, i), "bias": jnp.zeros(n)}
         for i, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False))
     ]
 
-    def predict(params: Any, x: jax.Array) -> jax.Array:
-        for layer in params[:-1]:
-            x = jax.nn.relu(affine(layer, x))
-        return affine(params[-1], x)
 
-    return Case(*both(predict), params, classified((batch, sizes[0]), sizes[-1]))
+def perceptron(params: Any, x: jax.Array) -> jax.Array:
+    """Dense layers with ReLU between them."""
+    for layer in params[:-1]:
+        x = jax.nn.relu(affine(layer, x))
+    return affine(params[-1], x)
+
+
+def mlp(*, batch: int, sizes: tuple[int, ...] = (784, 1024, 1024, 10)) -> Case:
+    """A multilayer perceptron with biases."""
+    params = perceptron_params(sizes)
+    return Case(*both(perceptron), params, classified((batch, sizes[0]), sizes[-1]))
 
 
 def affine(layer: Any, x: jax.Array) -> jax.Array:
@@ -118,7 +130,7 @@ def transformer(
         head = params["embedding"].T if tied else params["head"]
         return jnp.mean(cross_entropy(rms(h, params["norm"]) @ head, ids[..., 1:]))
 
-    ids = jax.random.randint(jax.random.key(97), (batch, length + 1), 0, vocabulary)
+    ids = integers((batch, length + 1), vocabulary)
     return Case(mean_over_tokens, mean_over_tokens, params, ids)
 
 
@@ -278,3 +290,13 @@ def tiny(name: str) -> Case:
         return lstm(batch=4, length=5, inputs=3, hidden=6)
     options = {"tied": "untied" not in name, "remat": "remat" in name}
     return transformer(batch=4, length=6, width=8, layers=2, heads=2, vocabulary=11, **options)
+
+
+def gradient_of_sum(params: Any, x: jax.Array) -> Any:
+    """The plain gradient that a neural tangent kernel is measured against."""
+    return jax.grad(lambda p: jnp.sum(perceptron(p, x)))(params)
+
+
+def kernel_case(name: str, *, tiny: bool) -> tuple[int, tuple[int, ...]]:
+    """Batch and layer sizes of the multilayer perceptron whose kernel is measured."""
+    return (4, (6, 8, 8, 3)) if tiny else (int(name.split("-")[1]), (784, 512, 512, 10))

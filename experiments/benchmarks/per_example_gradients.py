@@ -11,12 +11,11 @@ to the plain step of that library.
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import harness, models
+from experiments.benchmarks import compiled, harness, models
 from experiments.benchmarks.harness import Variant
 from experiments.benchmarks.worker import serve
 
@@ -102,36 +101,8 @@ def jobs(case: models.Case) -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
 
 def build(case: models.Case, job: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Trace and compile a job; return its step and what there is to say about it."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
     quantity, fun = jobs(case)[job]
-    # The compiler's own first-time costs belong to no variant.
-    warm = jax.vmap(jax.grad(lambda w, x: jnp.sum(jnp.tanh(w @ x))), (None, 0))
-    jax.jit(warm)(jnp.ones((2, 3)), jnp.ones((4, 3)))
-    start = time.perf_counter()
-    lowered = jax.jit(fun).lower(case.params, case.batch)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    done = time.perf_counter()
-
-    def step() -> Any:
-        return jax.block_until_ready(compiled(case.params, case.batch))
-
-    squares = [np.sum(np.square(np.asarray(x, np.float64))) for x in jax.tree.leaves(step())]
-    memory: Any = compiled.memory_analysis()
-    device = jax.devices()[0]
-    return step, {
-        "value": float(np.sqrt(np.sum(squares))),
-        "quantity": quantity,
-        "trace_seconds": harness.rounded(traced - start),
-        "compile_seconds": harness.rounded(done - traced),
-        "temporary_mb": harness.rounded(memory.temp_size_in_bytes / 1e6),
-        "output_mb": harness.rounded(memory.output_size_in_bytes / 1e6),
-        "device": f"{device.platform} {device.device_kind}",
-        "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
-    }
+    return compiled.build(fun, (case.params, case.batch), quantity, ("jax", "jaxlib"))
 
 
 def variants(name: str, *, full: bool, tiny: bool, python: Path = PEERS) -> list[Variant]:
