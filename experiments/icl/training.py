@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from experiments.runner import Claim
+from experiments.runner.claims import Rule
 from gradkin import icl, optim
 
 
@@ -115,7 +116,7 @@ def first(number, tasks):
     return jax.tree.map(lambda leaf: leaf[:number], tasks)
 
 
-def at_most(paper, bound, text, reported, measure, rule="mean"):
+def at_most(paper, bound, text, reported, measure, rule: Rule = "mean"):
     """A claim that a measure stays below a bound; committed as reproduced."""
     return Claim(
         text=text,

@@ -10,6 +10,10 @@ from gradkin import icl
 SIZES = {"num_inputs": 3, "num_outputs": 1, "num_context": 5}
 
 
+def built(rate):
+    return icl.gd_attention(num_inputs=3, num_outputs=1, num_context=5, rate=rate)
+
+
 def descent(rate):
     return lambda x, y, query: icl.gradient_descent(x, y, rate=rate)[-1] @ query
 
@@ -33,7 +37,7 @@ def test_metrics_against_the_weights_of_linear_learners():
 
 def trained_like(key):
     """The construction with its scale moved between the products and a perturbation."""
-    weights = icl.gd_attention(rate=2.0, **SIZES)
+    weights = built(2.0)
     noise = jax.random.normal(key, weights.query.shape) * 0.01
     return weights._replace(query=-4 * (weights.query + noise), output=weights.output / -4)
 
@@ -52,7 +56,7 @@ def test_balance_keeps_the_function():
 
 
 def test_interpolation_ends_at_the_two_layers():
-    first, second = trained_like(jax.random.key(1)), icl.gd_attention(rate=1.0, **SIZES)
+    first, second = trained_like(jax.random.key(1)), built(1.0)
     tokens = jax.random.normal(jax.random.key(2), (6, 4))
     for fraction, end in ((0.0, first), (1.0, second)):
         between = icl.interpolate(first, second, num_inputs=3, fraction=fraction)
@@ -64,7 +68,7 @@ def test_interpolation_ends_at_the_two_layers():
 def test_projection_recovers_the_rate_and_a_known_residual():
     exact = icl.project_on_construction(trained_like(jax.random.key(0)), **SIZES)
     assert float(exact.rate) == pytest.approx(2, rel=0.02)
-    weights = icl.gd_attention(rate=2.0, **SIZES)
+    weights = built(2.0)
     # One off-diagonal entry e on top of I in 3 dimensions leaves e / sqrt(3 + e^2).
     bent = weights._replace(query=weights.query.at[0, 0, 0, 1].add(0.5))
     found = icl.project_on_construction(bent, **SIZES)

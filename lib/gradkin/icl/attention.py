@@ -156,7 +156,7 @@ def depth(weights: AttentionWeights, num_layers: int | None, softmax: str) -> in
     checks.rank(4, weights_query=weights.query, weights_output=weights.output)
     checks.one_of(SOFTMAX, softmax=softmax)
     own = weights.query.shape[0]
-    num_layers = own if num_layers is None else num_layers
+    num_layers = int(own) if num_layers is None else num_layers
     checks.positive(num_layers=num_layers)
     if own not in (1, num_layers):
         raise ValueError(

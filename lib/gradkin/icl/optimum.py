@@ -77,13 +77,13 @@ def optimal_step(
     """
     checks.positive(num_context=num_context, kurtosis=kurtosis)
     checks.non_negative(variances=variances, noise=noise)
-    v = jnp.asarray(variances)
-    ratio = ((num_context + kurtosis - 2) * v + v.sum() + noise**2) / num_context
+    v: Array = jnp.asarray(variances)
+    ratio = ((num_context + kurtosis - 2) * v + v.sum() + jnp.square(noise)) / num_context
     rate = (v * v).sum() / (v * v * ratio).sum()
     return Optimum(
         null_loss=v.sum() / 2,
         rate=rate,
         loss=(v * (1 - 2 * rate * v + rate**2 * v * ratio)).sum() / 2,
-        preconditioner=1 / ratio,
+        preconditioner=jnp.asarray(1 / ratio),
         preconditioned_loss=(v * (1 - v / ratio)).sum() / 2,
     )

@@ -227,13 +227,12 @@ def shift_bounds(
         move = norm(new_a - a)
         tight = norm(x) * move / 2
     radius = jnp.stack([norm(a), norm(new_a), norm(x), norm(new_x)]).max()
+    log_n = jnp.log(jnp.asarray(a.shape[0], a.dtype))
     return ShiftBounds(
         actual=norm(label_shift(a, x, new_a, new_x)),
         path=norm(new_a @ new_x - a @ x) / 2,
         tight=tight,
-        log_paper=power * jnp.log(jnp.asarray(a.shape[0], a.dtype))
-        + exponent * radius**2
-        + jnp.log(move),
+        log_paper=jnp.asarray(power * log_n + exponent * radius * radius + jnp.log(move)),
         move=move,
     )
 
