@@ -18,7 +18,7 @@
 # there are examples, and who pulls with whom is lost in it. `gradkin.per_example_grads` keeps the
 # matrix: one row per example, one column per parameter, never multiplied out unless asked.
 #
-# On Colab, run `%pip install -q "gradkin[data]"` first; it leaves the installed jax as it is.
+# On Colab, first install gradkin as the README says, so that jax keeps its GPU.
 
 # %%
 import jax

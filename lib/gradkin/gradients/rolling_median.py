@@ -65,7 +65,7 @@ def rolling_median(*, window: int = 3) -> optax.GradientTransformation:
         return RollingMedianState(jnp.zeros((), jnp.int32), previous)
 
     def update(
-        updates: PyTree, state: RollingMedianState, params: Any = None
+        updates: PyTree, state: Any, params: Any = None
     ) -> tuple[PyTree, RollingMedianState]:
         del params
         seen = state.count + 1
