@@ -42,9 +42,8 @@ def probes(model: Model, num_examples: int) -> tuple[Any, np.ndarray]:
     def like(p: Any) -> jax.Array:
         return jnp.asarray(numbers.normal(size=np.shape(p))).astype(jnp.result_type(p))
 
-    return jax.tree.map(like, params_of(model)), numbers.normal(size=num_examples).astype(
-        np.float32
-    )
+    weights = numbers.normal(size=num_examples).astype(jnp.result_type(float))
+    return jax.tree.map(like, params_of(model)), weights
 
 
 def verbs(G: Any, tangent: Any, weights: Any) -> dict[str, Any]:

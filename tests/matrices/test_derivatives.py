@@ -1,5 +1,7 @@
 """Differentiating what is read off a matrix: by hand, numerically, and twice."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,12 @@ def summaries(G, gram):
 
 @pytest.mark.parametrize(
     "build",
-    [dense.mlp, dense.shared_weight, attention.MODELS["transformer_tied"], recurrent.rnn],
+    [
+        dense.mlp,
+        dense.shared_weight,
+        functools.partial(attention.transformer, layers=1, tied=True, scan=True),
+        recurrent.rnn,
+    ],
     ids=["mlp", "shared_weight", "transformer", "rnn"],
 )
 def test_gradient_of_norms_and_gram(build):
@@ -60,7 +67,7 @@ def test_verbs_against_finite_differences(route):
         }
         x = jnp.asarray(numbers.normal(size=(3, 2, 3)))
         transform = gradkin.per_example_grads(loss, route=route)
-        bound = float(jnp.median(transform(params, x).norms()))
+        bound = 0.9 * float(jnp.median(transform(params, x).norms()))  # off the kinks
 
         @jax.jit
         def read(params):
@@ -73,7 +80,7 @@ def test_verbs_against_finite_differences(route):
                 G.centered().norms(),
             )
 
-        check_grads(read, (params,), order=1, modes=["rev"], rtol=1e-6)
+        check_grads(read, (params,), order=1, modes=["rev"], rtol=1e-5)
         check_grads(lambda x: transform(params, x).norms(), (x,), order=2, modes=["fwd"], rtol=1e-5)
 
 
