@@ -3,9 +3,11 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.extend import core
 
 
@@ -29,12 +31,20 @@ def lifted(function: Callable, *arguments: Any) -> tuple[Callable, list, Any]:
 
 
 @contextlib.contextmanager
-def shared_programs() -> Iterator[None]:
-    """Keep compiled programs in a folder while a run lasts, so that its seeds share them.
-
-    Only for the command line: jax opens the folder at the first compilation and then keeps it.
-    """
+def shared_programs() -> Iterator[Path]:
+    """Keep compiled programs in a folder while a run lasts, so that its seeds share them."""
+    options = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in options}
     with tempfile.TemporaryDirectory(prefix="gradkin-") as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        yield
+        try:
+            configure(options | {"jax_compilation_cache_dir": folder})
+            yield Path(folder)
+        finally:
+            configure(before)
+
+
+def configure(options: dict[str, Any]) -> None:
+    """Set options of the cache of programs, and make jax look at them again."""
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

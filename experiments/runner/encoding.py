@@ -44,7 +44,7 @@ def decode(encoded: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def nested(array: np.ndarray) -> Any:
     """An array as nested lists of JSON numbers."""
-    if array.dtype.kind in "iub":
+    if array.dtype.kind in "iub" or not array.size:
         return array.tolist()
     if array.dtype.kind == "c" or array.dtype.kind in "OSUMm":
         raise TypeError(f"Expected metrics of real numbers, got dtype {array.dtype}.")

@@ -112,11 +112,13 @@ def make_loop(
             call, constants, shapes = lifted(function, state, data)
             return functools.partial(jax.jit(call, out_shardings=sharding), constants), shapes
 
-        if not traced(state, data):
+        symbolic = traced(state, data)
+        if not symbolic:
             state, data = jax.tree.map(place, state), jax.tree.map(jnp.asarray, data)
-        advance, _ = compiled(scan_chunk(step, every))
-        measure, measured = compiled(evaluate or nothing)
-        if traced(state, data, advance.args, measure.args):
+            advance, _ = compiled(scan_chunk(step, every))
+            measure, measured = compiled(evaluate or nothing)
+            symbolic = traced(advance.args, measure.args)  # what they close over
+        if symbolic:
             options: dict[str, Any] = {"evaluate": evaluate, "data": data, "vmap_seeds": vmap_seeds}
             return pure_loop(step, state, num_steps, every=every, **options)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.runner import Claim, bibliography, discover, pure_loop
+from experiments.runner.compiled import shared_programs
 from experiments.runner.run import execute, finish, prepare
 
 NAMES = discover.names()
@@ -65,7 +66,8 @@ def test_claims_are_of_its_papers(name):
 def test_smoke(name, tmp_path):
     load(name)
     run = prepare(name, preset="smoke", seeds=2, out=tmp_path)
-    found = execute(run, run.module.load(run.config))
+    with shared_programs():
+        found = execute(run, run.module.load(run.config))
     assert found is not None
     assert found["metrics"]
     assert finish(run, found) == 0

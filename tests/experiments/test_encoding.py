@@ -49,6 +49,11 @@ def test_only_real_numbers(array):
         encoding.encode({"x": array})
 
 
+@pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 0, 3)])
+def test_without_elements(shape):
+    assert encoding.encode({"x": np.zeros(shape)})["x"] == np.zeros(shape).tolist()
+
+
 def test_write_is_atomic(tmp_path):
     encoding.write_atomically(tmp_path / "a" / "b.json", "1")
     encoding.write_atomically(tmp_path / "a" / "b.json", "2")

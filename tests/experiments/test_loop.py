@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.runner import pure_loop
+from experiments.runner.compiled import shared_programs
 from experiments.runner.loop import make_loop
 
 
@@ -93,6 +94,23 @@ def test_seeds_as_one_vmap_equal_one_by_one(tmp_path):
         np.testing.assert_allclose(history["x"][i], alone["x"], rtol=1e-6)
         np.testing.assert_allclose(traced["mean"][i], alone["mean"], rtol=1e-5)
     assert_same((state, history), make_loop(tmp_path, vmap_seeds=True)(step, states, 4, **options))
+
+
+def test_seeds_share_their_programs():
+    def seed(offset):
+        shift = jnp.full(100, offset)  # differs, and is closed over
+        state, _ = make_loop(None)(lambda s, d: jnp.sort(s) + shift, jnp.zeros(100), 2, every=2)
+        return float(state[0])
+
+    with shared_programs() as folder:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        counts = []
+        for offset in (1.0, 2.0, 3.0):
+            assert seed(offset) == 2 * offset
+            counts.append(len(list(folder.glob("jit_call-*-cache"))))
+    assert counts[0] > 0
+    assert counts == counts[:1] * 3
+    assert not folder.exists()
 
 
 def test_without_evaluate_there_is_no_history(key):
