@@ -78,12 +78,9 @@ def center(positions):
 
 def load(config: Config) -> dict[str, Any]:
     """Demonstrations of both designs, and which points of a grid lie outside them."""
-    designs = {
-        "main": (config.episodes, config.step),
-        "sweep": (config.sweep_episodes, config.sweep_step),
-    }
     return {
-        name: demonstrations(config, episodes, step) for name, (episodes, step) in designs.items()
+        "main": demonstrations(config, config.episodes, config.step),
+        "sweep": demonstrations(config, config.sweep_episodes, config.sweep_step),
     }
 
 
@@ -202,7 +199,7 @@ def run(config: Config, key, data, loop):
         **{f"sweep_{name}": values[..., -1] for name, values in sweep.items()},
         "map": jax.jit(jax.vmap(jax.vmap(value)))(final),
         "eta": tile(config.etas),
-        "sweep_eta": tile(config.sweep_etas),
+        **({"sweep_eta": tile(config.sweep_etas)} if sweep else {}),
         "steps": tile(np.arange(config.num_steps // config.every + 1.0) * config.every),
     }
 
@@ -312,7 +309,7 @@ def plot(metrics):
     axes[1, 0].set(title="V outside the data - V on it", xlabel="update")
     axes[1, 0].legend()
     axes[1, 1].set(title="cosine of the two gradients", xlabel="update", ylim=(-1, 1))
-    etas = metrics["sweep_eta"][0]
+    etas = metrics.get("sweep_eta", np.zeros((1, 0)))[0]
     shown = (("product", "features' product"), ("flips", "flips"), ("gap", "gap"))
     for name, label in shown if len(etas) else ():
         values = metrics[f"sweep_{name}"][:, : len(etas)]

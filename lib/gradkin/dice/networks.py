@@ -34,14 +34,14 @@ def init_mlp(key: PRNGKey, sizes: tuple[int, ...], *, layer_norm: bool = False) 
     if len(sizes) < 2:
         raise ValueError(f"Expected sizes from input to output, got sizes={sizes}.")
     positive(sizes=sizes)
-    layers = []
-    for index, (fan_in, width) in enumerate(zip(sizes[:-1], sizes[1:])):
-        bound = fan_in**-0.5
-        kernel_key, bias_key, key = jax.random.split(key, 3)
-        layer = {
-            "kernel": jax.random.uniform(kernel_key, (fan_in, width), minval=-bound, maxval=bound),
-            "bias": jax.random.uniform(bias_key, (width,), minval=-bound, maxval=bound),
-        }
+    # One draw for all layers: a draw per array takes seconds to compile.
+    counts = [(fan_in + 1) * width for fan_in, width in zip(sizes[:-1], sizes[1:])]
+    drawn = jax.random.uniform(key, (sum(counts),), minval=-1.0, maxval=1.0)
+    layers, position = [], 0
+    for index, (fan_in, width, count) in enumerate(zip(sizes[:-1], sizes[1:], counts)):
+        block = drawn[position : position + count].reshape(fan_in + 1, width) * fan_in**-0.5
+        layer = {"kernel": block[:-1], "bias": block[-1]}
+        position += count
         if layer_norm and index < len(sizes) - 2:
             layer["norm_scale"] = jnp.ones(width)
             layer["norm_bias"] = jnp.zeros(width)
