@@ -11,6 +11,8 @@ from gradkin.typing import Array
 
 def path_name(path: Any) -> str:
     """A parameter's path as text: ``"layers/0/kernel"``; the empty path is ``"."``."""
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]  # the box that NNX puts around an array
     return jax.tree_util.keystr(path, simple=True, separator="/") or "."
 
 

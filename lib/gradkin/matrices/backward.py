@@ -17,6 +17,7 @@ def evaluate(
     inputs: Sequence[Any],
     lazy_outputs: Sequence[bool],
     maybe: set[Slot] | None = None,
+    squares: dict[Slot, int] | None = None,
 ) -> list[Any]:
     """Run a program; outputs marked lazy may come back as `Lazy`, all others as arrays.
 
@@ -25,6 +26,8 @@ def evaluate(
       inputs: one value per program input; slots in ``maybe`` may hold a `Lazy`.
       lazy_outputs: which outputs may stay unformed.
       maybe: the inputs that arrive unformed.
+      squares: stacked outputs of scans of which only the examples' squared norms are wanted, and
+        their example axis.
 
     Returns:
       One array or `Lazy` per output.
@@ -53,7 +56,7 @@ def evaluate(
                 broadcasts[step.outputs[0]] = (step.inputs[0], dimensions)
         if results is None and stays:
             try:
-                results = _stay_unformed(step, read, numbers, broadcasts, unformed)
+                results = _stay_unformed(step, read, numbers, broadcasts, unformed, squares or {})
             except Unsupported:
                 results = None
         if results is None:
@@ -88,6 +91,7 @@ def _stay_unformed(
     numbers: Callable[[Any], Any],
     broadcasts: dict[Slot, tuple[Any, tuple[int, ...]]],
     unformed: set[Slot],
+    squares: dict[Slot, int],
 ) -> list[Any] | None:
     """Apply a step to unformed values; None where it must see the numbers."""
     name, params = step.name, step.params
@@ -107,7 +111,7 @@ def _stay_unformed(
     if name == "concatenate":
         return [_concatenate([lazy.as_lazy(read(v)) for v in step.inputs], step)]
     if name == "scan":
-        return scans.evaluate_scan(step, read, numbers, unformed, evaluate)
+        return scans.evaluate_scan(step, read, numbers, unformed, evaluate, squares)
     if name in programs.SUMS:
         left, right = (lazy.as_lazy(read(v)) for v in step.inputs)
         right = lazy.negate(right) if name == "sub" else right

@@ -39,7 +39,7 @@ class PerExampleJacobians:
       num_outputs: ``O``.
     """
 
-    table: tuple[Array, ...]
+    table: tuple[Any, ...]
     leaves: tuple[Leaf, ...]
     structure: Any
     num_examples: int

@@ -57,6 +57,12 @@ class Accumulator(NamedTuple):
     index: int
 
 
+class Squares(NamedTuple):
+    """Only the squared norm of each example is known; see `programs.example_axes`."""
+
+    array: Any
+
+
 class Lazy(NamedTuple):
     """A sum of products, arrays and at most one accumulator; an empty sum is zero."""
 
@@ -126,6 +132,9 @@ def _map(value: Lazy, shape: tuple[int, ...], on_product: Any, on_array: Any) ->
     for term in value.terms:
         if isinstance(term, Accumulator):
             raise Unsupported("an accumulator may only be added to")
+        if isinstance(term, Squares):
+            terms.append(term)
+            continue
         terms.append(on_product(term) if isinstance(term, Product) else on_array(term))
     return Lazy(tuple(shape), value.dtype, tuple(terms))
 

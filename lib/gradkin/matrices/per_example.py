@@ -25,6 +25,7 @@ def per_example_grads(
     batch_size: int | None = None,
     route: str = "auto",
     check: bool = False,
+    passes: int | str = "auto",
 ) -> Callable[..., Any]:
     """Transform a loss of one example into the matrix of all examples' gradients.
 
@@ -44,6 +45,9 @@ def per_example_grads(
         "factors" and "dense" overrule the count.
       check: compare the first, middle and last row with `jax.grad` and stop on a difference;
         recorded matrices only. Also inside `jit`.
+      passes: for streamed matrices. A clipped or scaled sum takes one pass, which stores factors,
+        or two (norms, then the gradient of the weighted losses), which store none; "auto" takes
+        two where the loss uses `jax.checkpoint`.
 
     Returns:
       A function of the arguments of ``fun``, batched, that returns a `PerExampleGrads` ``G``
@@ -67,12 +71,12 @@ def per_example_grads(
       For training, put everything in one jit so that unused factors vanish:
       ``jax.jit(lambda p, b: per_example_grads(loss)(p, b).clip(1.0).mean())``.
     """
-    _check_options(fun, batch_size, route, check)
+    _check_options(fun, batch_size, route, check, passes)
 
     def transformed(*args: Any) -> Any:
         spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
-            S = streamed.stream(spec, args, num_examples, batch_size)
+            S = streamed.stream(spec, args, num_examples, batch_size, passes)
             return (S, streamed.losses(S)[1]) if has_aux else S
         value, G = _recorded(spec, args, num_examples, check)
         return (G, value[1]) if has_aux else G
@@ -89,6 +93,7 @@ def value_and_per_example_grads(
     batch_size: int | None = None,
     route: str = "auto",
     check: bool = False,
+    passes: int | str = "auto",
 ) -> Callable[..., Any]:
     """As `per_example_grads`, returning the losses too.
 
@@ -100,6 +105,7 @@ def value_and_per_example_grads(
       batch_size: see `per_example_grads`.
       route: see `per_example_grads`.
       check: see `per_example_grads`.
+      passes: see `per_example_grads`.
 
     Returns:
       A function that returns ``(losses, G)``, losses of shape ``[B]``; with ``has_aux``,
@@ -117,12 +123,12 @@ def value_and_per_example_grads(
       >>> losses.tolist()
       [0.5, 2.0]
     """
-    _check_options(fun, batch_size, route, check)
+    _check_options(fun, batch_size, route, check, passes)
 
     def transformed(*args: Any) -> Any:
         spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
-            S = streamed.stream(spec, args, num_examples, batch_size)
+            S = streamed.stream(spec, args, num_examples, batch_size, passes)
             value = streamed.losses(S)
             return value, dataclasses.replace(S, losses=value[0] if has_aux else value)
         return _recorded(spec, args, num_examples, check)
@@ -131,8 +137,13 @@ def value_and_per_example_grads(
 
 
 def _check_options(
-    fun: Callable[..., Any], batch_size: int | None, route: str, check: bool
+    fun: Callable[..., Any],
+    batch_size: int | None,
+    route: str,
+    check: bool,
+    passes: int | str,
 ) -> None:
+    checks.one_of((1, 2, "auto"), passes=passes)
     checks.one_of(("auto", "factors", "dense"), route=route)
     if not callable(fun):
         raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin.matrices import contraction
-from gradkin.matrices.leaves import BATCH, Leaf
+from gradkin.matrices.lazy import Lazy, Squares
+from gradkin.matrices.leaves import BATCH, Leaf, Table, store
 from gradkin.typing import Array
 
 # Inner products of long factors cancel; a norm in bfloat16 products would be noise.
@@ -323,3 +324,13 @@ def second_moment(
             weights.astype(squares.dtype), (batch(),), squares, (batch(), *axes(leaf)), axes(leaf)
         )
     return value.astype(leaf.dtype).reshape(leaf.shape)
+
+
+def squared_norms_of(value: Lazy) -> Array:
+    """``|g_b|^2`` of an unformed value whose first axis is the example: ``[B]``."""
+    num_examples, *shape = value.shape
+    if value.terms and isinstance(value.terms[0], Squares):
+        return value.terms[0].array
+    table = Table()
+    leaf = store(value, "", jax.ShapeDtypeStruct(tuple(shape), value.dtype), table)
+    return squared_norms(leaf, table.arrays, num_examples)

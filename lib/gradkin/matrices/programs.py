@@ -62,6 +62,11 @@ class Program(NamedTuple):
     steps: tuple[Step, ...]
     constants: dict[Slot, Any]
 
+    @property
+    def has_remat(self) -> bool:
+        """Whether some of it was wrapped in `jax.checkpoint`."""
+        return any(step.name == "remat" or _contains_remat(step) for step in self.steps)
+
 
 def trace(fun: Callable[..., Any], args: Sequence[Any]) -> tuple[Program, Any]:
     """Trace ``fun(*args)`` to a flat program and the structure of its result."""
@@ -138,9 +143,14 @@ def _barrier(arguments: Sequence[Any], steps: list[Step]) -> tuple[Any, ...]:
         def run(*values: Any) -> Any:
             return list(jax.lax.optimization_barrier(values))
 
-        steps.append(Step("optimization_barrier", {}, tuple(slots), tuple(guarded), run))
+        steps.append(Step("remat", {}, tuple(slots), tuple(guarded), run))
     renamed = dict(zip(slots, guarded, strict=True))
     return tuple(renamed[a] if isinstance(a, Slot) else a for a in arguments)
+
+
+def _contains_remat(step: Step) -> bool:
+    bodies = [step.params.get("jaxpr"), *(step.params.get("branches") or ())]
+    return any(flatten(body).has_remat for body in bodies if hasattr(body, "jaxpr"))
 
 
 def _prune(steps: Sequence[Step], outputs: Sequence[Any]) -> tuple[Step, ...]:
@@ -186,6 +196,32 @@ def unformed(program: Program, lazy_outputs: Sequence[bool], maybe: set[Slot]) -
             rest.remove(v)
         forced.update(v for v in rest if isinstance(v, Slot))
     return possible - forced
+
+
+def example_axes(program: Program, gradients: Sequence[bool]) -> dict[Slot, int]:
+    """Where the example axis of a gradient was before it was moved to the front.
+
+    Only for values that become one gradient by transposing and converting alone: all that a norm
+    needs of them is their square, so a scan may square them where they arise.
+    """
+    uses: dict[Slot, int] = {}
+    for v in (*program.outputs, *(v for step in program.steps for v in step.inputs)):
+        if isinstance(v, Slot):
+            uses[v] = uses.get(v, 0) + 1
+    axes = {
+        v: 0
+        for v, wanted in zip(program.outputs, gradients, strict=True)
+        if wanted and isinstance(v, Slot) and uses[v] == 1
+    }
+    for step in reversed(program.steps):
+        source, result = step.inputs[:1], step.outputs[0]
+        if result not in axes or not isinstance(source[0], Slot) or uses[source[0]] != 1:
+            continue
+        if step.name == "transpose":
+            axes[source[0]] = int(step.params["permutation"][axes[result]])
+        elif step.name == "convert_element_type":
+            axes[source[0]] = axes[result]
+    return axes
 
 
 def linear_operands(step: Step, possible: set[Slot], forced: set[Slot] | None = None) -> tuple:

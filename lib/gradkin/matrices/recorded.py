@@ -38,9 +38,10 @@ class PerExampleGrads:
       num_examples: ``B``.
     """
 
-    table: tuple[Array, ...]
-    weights: Array | None
-    losses: Array | None
+    # Arrays; Any, because tree_map and eval_shape put other things in their place.
+    table: tuple[Any, ...]
+    weights: Any
+    losses: Any
     leaves: tuple[Leaf, ...]
     structure: Any
     num_examples: int
@@ -153,7 +154,7 @@ class PerExampleGrads:
         """
         checks.non_negative(max_norm=max_norm)
         checks.one_of(("propagate", "zero"), nonfinite=nonfinite)
-        return verbs.clip(self, jnp.asarray(max_norm, np.float32), nonfinite=nonfinite)
+        return verbs.clip(self, jnp.asarray(max_norm, float), nonfinite=nonfinite)
 
     def normalize(self) -> "PerExampleGrads":
         """Rows of norm one; a zero row stays zero."""

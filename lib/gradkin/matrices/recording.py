@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from gradkin.matrices import backward, leaves, programs, verbs
+from gradkin.matrices import backward, lazy, leaves, products, programs, verbs
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.typing import PyTree
@@ -49,7 +49,52 @@ def record(
     spec: Transformation, args: tuple[Any, ...], *, num_examples: int, eager: bool = False
 ) -> tuple[Any, PerExampleGrads]:
     """One backward pass: ``(losses or (losses, aux), G)``."""
-    params = parameters(spec, args)
+    program, flat, rebuild = _trace(spec, args)
+    paths, structure = jax.tree_util.tree_flatten_with_path(parameters(spec, args))
+    outputs = backward.evaluate(program, flat, _gradients(program, len(paths)))
+    value = rebuild(outputs[len(paths) :])
+    losses = value[0] if spec.has_aux else value
+    table = leaves.Table()
+    described = tuple(
+        leaves.store(gradient, path_name(path), like, table, route=spec.route)
+        for gradient, (path, like) in zip(outputs, paths, strict=False)
+    )
+    arrays = tuple(table.arrays)
+    if eager:
+        arrays, described = verbs.batch_first(arrays, described)
+    return value, PerExampleGrads(arrays, None, losses, described, structure, num_examples)
+
+
+def squared_norms(spec: Transformation, args: tuple[Any, ...]) -> dict[str, Any]:
+    """``|g_b|^2`` of each leaf, by path, in one backward pass that keeps no factors of a scan.
+
+    Stacked layers are squared inside the backward scan, where their factors arise.
+    """
+    program, flat, _ = _trace(spec, args)
+    paths, _ = jax.tree_util.tree_flatten_with_path(parameters(spec, args))
+    gradients = _gradients(program, len(paths))
+    outputs = backward.evaluate(
+        program, flat, gradients, squares=programs.example_axes(program, gradients)
+    )
+    return {
+        path_name(path): products.squared_norms_of(lazy.as_lazy(gradient))
+        for gradient, (path, _) in zip(outputs, paths, strict=False)
+    }
+
+
+def has_remat(spec: Transformation, args: tuple[Any, ...]) -> bool:
+    """Whether the loss asks for recomputation (`jax.checkpoint`)."""
+    return _trace(spec, args)[0].has_remat
+
+
+def _gradients(program: programs.Program, number: int) -> list[bool]:
+    return [i < number for i in range(len(program.outputs))]
+
+
+def _trace(
+    spec: Transformation, args: tuple[Any, ...]
+) -> tuple[programs.Program, list[Any], Callable[[list[Any]], Any]]:
+    """The mapped backward pass as a program, gradients first, then values."""
     mapped = jax.vmap(
         jax.value_and_grad(spec.fun, argnums=spec.argnums, has_aux=spec.has_aux),
         in_axes=mapped_axes(spec),
@@ -60,22 +105,13 @@ def record(
         value, grads = mapped(*jax.tree.unflatten(structure, flat_args))
         return jax.tree.leaves(grads), value
 
-    program, result_structure = programs.trace(fun, flat)
-    params_flat, params_structure = jax.tree_util.tree_flatten_with_path(params)
-    number = len(params_flat)
-    lazy_outputs = [i < number for i in range(len(program.outputs))]
-    outputs = backward.evaluate(program, flat, lazy_outputs)
-    _, value = jax.tree.unflatten(result_structure, [0] * number + outputs[number:])
-    losses = value[0] if spec.has_aux else value
-    table = leaves.Table()
-    described = tuple(
-        leaves.store(gradient, path_name(path), like, table, route=spec.route)
-        for gradient, (path, like) in zip(outputs[:number], params_flat, strict=True)
-    )
-    arrays = tuple(table.arrays)
-    if eager:
-        arrays, described = verbs.batch_first(arrays, described)
-    return value, PerExampleGrads(arrays, None, losses, described, params_structure, num_examples)
+    program, result = programs.trace(fun, flat)
+    number = len(jax.tree.leaves(parameters(spec, args)))
+
+    def rebuild(values: list[Any]) -> Any:
+        return jax.tree.unflatten(result, [0] * number + values)[1]
+
+    return program, flat, rebuild
 
 
 def parameters(spec: Transformation, args: tuple[Any, ...]) -> PyTree:
@@ -83,3 +119,11 @@ def parameters(spec: Transformation, args: tuple[Any, ...]) -> PyTree:
     if isinstance(spec.argnums, int):
         return args[spec.argnums]
     return tuple(args[i] for i in spec.argnums)
+
+
+def with_parameters(spec: Transformation, args: tuple[Any, ...], params: PyTree) -> tuple[Any, ...]:
+    """The arguments with other parameters."""
+    numbers = (spec.argnums,) if isinstance(spec.argnums, int) else spec.argnums
+    values = (params,) if isinstance(spec.argnums, int) else params
+    replaced = dict(zip(numbers, values, strict=True))
+    return tuple(replaced.get(i, arg) for i, arg in enumerate(args))

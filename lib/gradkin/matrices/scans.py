@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from gradkin.matrices import lazy, programs
+from gradkin.matrices import lazy, products, programs
 from gradkin.matrices.lazy import Accumulator, AccumulatorUsed, Label, Lazy, OneHot, Product
 from gradkin.matrices.programs import Program, Slot, Step
 
@@ -17,6 +17,7 @@ def evaluate_scan(
     numbers: Callable[[Any], Any],
     unformed: set[Slot],
     evaluate: Callable[..., list[Any]],
+    squares: dict[Slot, int],
 ) -> list[Any]:
     """Run a scan whose stacked outputs or pure accumulators may stay unformed.
 
@@ -24,7 +25,7 @@ def evaluate_scan(
     leads the output (a layer axis); for a carry that the body only adds to, it is summed over
     like a time axis: that is the whole rule for weights shared between iterations. Each factor
     leaves the scan once, however many products use it; one that is an input slice or a constant
-    is taken from outside.
+    is taken from outside. Of outputs in ``squares`` only the squared norms leave the scan.
     """
     params = step.params
     closed = params["jaxpr"]
@@ -35,13 +36,19 @@ def evaluate_scan(
     slices = [numbers(v) for v in step.inputs[num_consts + num_carry :]]
     accumulators = {k for k in range(num_carry) if step.outputs[k] in unformed}
     stacked = [v in unformed for v in step.outputs[num_carry:]]
+    # The example axis inside the body, where the layer axis in front is missing.
+    squared = {
+        num_carry + k: squares[v] - 1
+        for k, v in enumerate(step.outputs[num_carry:])
+        if stacked[k] and squares.get(v, 0) > 0
+    }
     owner = object()
 
     while True:
         try:
             return _attempt(
                 body, params, consts, starts, slices, accumulators, stacked, read, numbers,
-                evaluate, length, num_carry, owner,
+                evaluate, length, num_carry, owner, squared, step.outputs,
             )  # fmt: skip
         except AccumulatorUsed as bail:
             if bail.accumulator.owner is not owner:
@@ -63,6 +70,8 @@ def _attempt(
     length: int,
     num_carry: int,
     owner: Any,
+    squared: dict[int, int],
+    step_outputs: Sequence[Slot],
 ) -> list[Any]:
     kept = [k for k in range(num_carry) if k not in accumulators]
     lazy_outputs = [k in accumulators for k in range(num_carry)] + list(stacked)
@@ -81,6 +90,12 @@ def _attempt(
         )
         for k in accumulators:
             outputs[k] = _products_added(outputs[k], Accumulator(owner, k))
+        norms = {}
+        for k, axis in squared.items():
+            value = lazy.as_lazy(outputs[k])
+            order = (axis, *(d for d in range(len(value.shape)) if d != axis))
+            norms[k] = products.squared_norms_of(lazy.transpose(value, order))
+            outputs[k] = None
         emitted = _Emitted(consts, x)
         results = [
             emitted.lift(value, summed=k < num_carry) if isinstance(value, Lazy) else None
@@ -89,10 +104,10 @@ def _attempt(
         found["results"], found["emitted"] = results, emitted
         next_carry = [outputs[k].astype(carry_slots[k].aval.dtype) for k in kept]
         ys = [None if isinstance(v, Lazy) else v for v in outputs[num_carry:]]
-        return next_carry, (ys, emitted.arrays)
+        return next_carry, (ys, emitted.arrays, norms)
 
     carry = [numbers(starts[k]) for k in kept]
-    final, (ys, factors) = lax.scan(
+    final, (ys, factors, norms) = lax.scan(
         run,
         carry,
         list(slices),
@@ -105,6 +120,9 @@ def _attempt(
     for k, value in zip(kept, final, strict=True):
         outputs[k] = value
     outputs += list(ys)
+    for k, values in norms.items():
+        aval = step_outputs[k].aval
+        outputs[k] = Lazy(aval.shape, aval.dtype, (lazy.Squares(jnp.sum(values, 0)),))
     iteration = Label(length)
     for k, result in enumerate(found["results"]):
         if result is None:

@@ -21,7 +21,7 @@ _verb = functools.partial(jax.jit, inline=True)
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["args", "operands", "losses"],
-    meta_fields=["spec", "operations", "num_examples", "batch_size"],
+    meta_fields=["spec", "operations", "num_examples", "batch_size", "passes"],
 )
 @dataclasses.dataclass(frozen=True)
 class StreamedPerExampleGrads:
@@ -42,15 +42,17 @@ class StreamedPerExampleGrads:
       operations: names and options of the pending row operations.
       num_examples: ``B``.
       batch_size: ``m``, examples per micro-batch.
+      passes: 1, 2 or "auto"; see `per_example_grads`.
     """
 
     args: tuple[Any, ...]
     operands: tuple[Any, ...]
-    losses: Array | None
+    losses: Any
     spec: recording.Transformation
     operations: tuple[tuple[str, Any], ...]
     num_examples: int
     batch_size: int
+    passes: int | str
 
     __array_ufunc__ = None
 
@@ -75,12 +77,12 @@ class StreamedPerExampleGrads:
     def squared_norms(self, by: str | None = None) -> Any:
         """``|g_i|^2`` of every row."""
         checks.one_of((None, "leaf"), by=by)
-        return _rows(self, "squared_norms", by)
+        return _norms(self, by, squared=True)
 
     def norms(self, by: str | None = None) -> Any:
         """``|g_i|`` of every row."""
         checks.one_of((None, "leaf"), by=by)
-        return _rows(self, "norms", by)
+        return _norms(self, by, squared=False)
 
     def frobenius_norm(self) -> Array:
         """Square root of the sum of all squared entries."""
@@ -130,7 +132,7 @@ class StreamedPerExampleGrads:
         """Scale each row down to norm at most ``max_norm`` (see `PerExampleGrads.clip`)."""
         checks.non_negative(max_norm=max_norm)
         checks.one_of(("propagate", "zero"), nonfinite=nonfinite)
-        return _after(self, "clip", nonfinite, jnp.asarray(max_norm, np.float32))
+        return _after(self, "clip", nonfinite, jnp.asarray(max_norm, float))
 
     def normalize(self) -> "StreamedPerExampleGrads":
         """Rows of norm one; a zero row stays zero."""
@@ -172,11 +174,15 @@ class StreamedPerExampleGrads:
 
 
 def stream(
-    spec: recording.Transformation, args: tuple[Any, ...], num_examples: int, batch_size: int
+    spec: recording.Transformation,
+    args: tuple[Any, ...],
+    num_examples: int,
+    batch_size: int,
+    passes: int | str,
 ) -> StreamedPerExampleGrads:
     """A streamed matrix; nothing is computed."""
     return StreamedPerExampleGrads(
-        args, (), None, spec, (), num_examples, min(batch_size, num_examples)
+        args, (), None, spec, (), num_examples, min(batch_size, num_examples), passes
     )
 
 
@@ -326,8 +332,88 @@ def _micro(S: StreamedPerExampleGrads, args: Any, operands: Any) -> PerExampleGr
     return _record(S, args, operands, size)
 
 
+@functools.partial(_verb, static_argnames=("by", "squared"))
+def _norms(S: StreamedPerExampleGrads, by: str | None, *, squared: bool) -> Any:
+    if not _only_weights(S):
+        return _rows(S, "squared_norms" if squared else "norms", by)
+
+    def part(args: Any, operands: Any) -> Any:
+        weights, squares = _row_weights(S, args, operands)
+        if by is None:
+            squares = _add_up(squares.values())
+        weighted = jax.tree.map(lambda x: x * jnp.square(weights).astype(x.dtype), squares)
+        if squared:
+            return weighted
+        return jax.tree.map(
+            lambda x: verbs.safe_sqrt(x) * jnp.abs(weights).astype(x.dtype), squares
+        )
+
+    values = _scan(S, part, stack=True)
+    if by is None:
+        return values
+    outline = _outline(S)
+    return outline.tree([values.get(leaf.path) for leaf in outline.leaves])
+
+
+def _add_up(values: Any) -> Array:
+    return functools.reduce(lambda a, b: a + b.astype(a.dtype), values)
+
+
+def _only_weights(S: StreamedPerExampleGrads) -> bool:
+    """Whether the pending operations only scale rows and select columns."""
+    return all(
+        name in ("scale", "normalize", "select") or (name == "clip" and option == "propagate")
+        for name, option in S.operations
+    )
+
+
+def _row_weights(
+    S: StreamedPerExampleGrads, args: Any, operands: Any
+) -> tuple[Array, dict[str, Array]]:
+    """Row weights after the pending operations, and the unweighted squared norms by leaf."""
+    squares = recording.squared_norms(S.spec, args)
+    first = next(iter(squares.values()))
+    weights = jnp.ones(first.shape, np.float32)
+    for (name, option), operand in zip(S.operations, operands, strict=True):
+        if name == "scale":
+            weights = weights * operand.astype(weights.dtype)
+        elif name == "select":
+            squares = {path: squares[path] for path in option}
+        else:
+            norms = verbs.safe_sqrt(_add_up(squares.values())) * jnp.abs(weights)
+            factor = verbs.clip_factor(norms, operand) if name == "clip" else verbs.inverse(norms)
+            weights = weights * factor.astype(weights.dtype)
+    return weights, squares
+
+
+def _takes_two_passes(S: StreamedPerExampleGrads) -> bool:
+    if S.passes == 1 or not _only_weights(S) or all(n == "select" for n, _ in S.operations):
+        return False
+    return S.passes == 2 or recording.has_remat(S.spec, _split(S, lambda x: x[: S.batch_size])[0])
+
+
+def _two_pass_sum(S: StreamedPerExampleGrads, args: Any, operands: Any) -> PyTree:
+    """Norms first, then the plain gradient of the weighted losses: no factor is stored."""
+    weights, squares = _row_weights(S, args, operands)
+    spec = S.spec
+
+    def weighted_loss(params: PyTree) -> Array:
+        values = jax.vmap(spec.fun, in_axes=recording.mapped_axes(spec))(
+            *recording.with_parameters(spec, args, params)
+        )
+        losses = values[0] if spec.has_aux else values
+        return jnp.sum(losses * weights.astype(losses.dtype))
+
+    grads = jax.grad(weighted_loss)(recording.parameters(spec, args))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, g: g if arguments.path_name(path) in squares else None, grads
+    )
+
+
 @_verb
 def _total(S: StreamedPerExampleGrads, weights: Array | None) -> PyTree:
+    if weights is None and _takes_two_passes(S):
+        return _scan(S, functools.partial(_two_pass_sum, S), stack=False)
     if weights is None:
         return _scan(S, lambda args, operands: _micro(S, args, operands).sum(), stack=False)
     # The weights ride along as one more row operation.

@@ -43,7 +43,9 @@ def safe_sqrt(x: Array) -> Array:
     positive = x > 0
     root = jnp.sqrt(jnp.where(positive, x, jnp.ones_like(x)))
     # NaN is not > 0 and must stay visible.
-    return jnp.where(positive, root, jnp.where(x == 0, jnp.zeros_like(x), x * jnp.nan))
+    return jnp.where(
+        positive, root, jnp.where(x == 0, jnp.zeros_like(x), jnp.full_like(x, jnp.nan))
+    )
 
 
 def _selected(G: Any) -> list[Leaf]:
@@ -175,19 +177,25 @@ def clip(G: Any, max_norm: Array, *, nonfinite: str) -> Any:
     if nonfinite == "zero":
         finite = jnp.isfinite(norms)
         G, norms = where(G, finite), jnp.where(finite, norms, jnp.zeros_like(norms))
+    return G.scale(clip_factor(norms, max_norm))
+
+
+def clip_factor(norms: Array, max_norm: Array) -> Array:
+    """``min(1, max_norm / norms)``; one at a zero norm, NaN at a NaN norm."""
     max_norm = max_norm.astype(norms.dtype)
-    above = norms > max_norm
-    ratio = max_norm / jnp.where(above, norms, jnp.ones_like(norms))
-    return G.scale(jnp.where(above, ratio, jnp.ones_like(norms)))
+    within = norms <= max_norm
+    return jnp.where(within, jnp.ones_like(norms), max_norm / jnp.where(within, 1, norms))
+
+
+def inverse(norms: Array) -> Array:
+    """``1 / norms``, zero at a zero norm."""
+    zero = norms == 0
+    return jnp.where(zero, jnp.zeros_like(norms), 1 / jnp.where(zero, 1, norms))
 
 
 @_verb
 def normalize(G: Any) -> Any:
-    norms = G.norms()
-    zero = norms == 0
-    return G.scale(
-        jnp.where(zero, jnp.zeros_like(norms), 1 / jnp.where(zero, jnp.ones_like(norms), norms))
-    )
+    return G.scale(inverse(G.norms()))
 
 
 def _batch_axes(table: Sequence[Array], leaves: Sequence[Leaf]) -> list[int | None]:
