@@ -25,6 +25,17 @@ from gradkin.gradients.private import PrivateGradient as PrivateGradient
 from gradkin.gradients.private import private_gradient as private_gradient
 from gradkin.gradients.private_aggregate import PrivateAggregateState as PrivateAggregateState
 from gradkin.gradients.private_aggregate import private_aggregate as private_aggregate
+from gradkin.gradients.rdp_filter import RdpFilter as RdpFilter
+from gradkin.gradients.rdp_filter import sampled_gaussian_rdp as sampled_gaussian_rdp
+from gradkin.gradients.rldp import RldpController as RldpController
+from gradkin.gradients.rldp import joint_noise as joint_noise
+from gradkin.gradients.rldp import noised_statistics as noised_statistics
+from gradkin.gradients.rldp import rldp_reward as rldp_reward
+from gradkin.gradients.rldp_sac import SacAgent as SacAgent
+from gradkin.gradients.rldp_sac import Transitions as Transitions
+from gradkin.gradients.rldp_sac import sac_act as sac_act
+from gradkin.gradients.rldp_sac import sac_init as sac_init
+from gradkin.gradients.rldp_sac import sac_update as sac_update
 from gradkin.gradients.robust_means import median_of_means as median_of_means
 from gradkin.gradients.robust_means import median_of_means_aggregate as median_of_means_aggregate
 from gradkin.gradients.robust_means import winsorized_aggregate as winsorized_aggregate
@@ -49,7 +60,11 @@ __all__ = [
     "PrivateAggregateState",
     "PrivateGradient",
     "QuantileClipping",
+    "RdpFilter",
+    "RldpController",
     "RollingMedianState",
+    "SacAgent",
+    "Transitions",
     "add_noise",
     "clip_cotangent",
     "clipped_sum",
@@ -62,13 +77,20 @@ __all__ = [
     "dicesgd_noise_std",
     "epsilon",
     "example_alignment",
+    "joint_noise",
     "median_of_means",
     "median_of_means_aggregate",
     "noise_multiplier",
+    "noised_statistics",
     "pixelwise_clip",
     "private_aggregate",
     "private_gradient",
+    "rldp_reward",
     "rolling_median",
+    "sac_act",
+    "sac_init",
+    "sac_update",
+    "sampled_gaussian_rdp",
     "steps",
     "winsorized_aggregate",
     "winsorized_mean",

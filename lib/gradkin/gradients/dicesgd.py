@@ -36,8 +36,8 @@ class ErrorFeedbackState(NamedTuple):
 def dicesgd(
     key: PRNGKey,
     *,
-    clip_norm: float,
-    feedback_clip_norm: float | None = None,
+    clip_norm: Scalar,
+    feedback_clip_norm: Scalar | None = None,
     noise_std: Scalar = 0.0,
     convention: str = "paper",
 ) -> optax.GradientTransformation:
@@ -120,9 +120,10 @@ def dicesgd(
     return optax.GradientTransformation(init, update)
 
 
-def _clip_factor(norm: Any, bound: float, offset: float) -> Any:
-    above = norm + np.float32(offset) > bound
-    ratio = np.float32(bound) / jnp.where(above, norm + np.float32(offset), jnp.ones_like(norm))
+def _clip_factor(norm: Any, bound: Scalar, offset: float) -> Any:
+    norm, bound = norm + np.float32(offset), jnp.asarray(bound, np.float32)
+    above = norm > bound
+    ratio = bound / jnp.where(above, norm, jnp.ones_like(norm))
     return jnp.where(above, ratio, jnp.ones_like(norm))
 
 
