@@ -9,8 +9,8 @@ examples profit from a step along one example's gradient, is far larger on real 
 labels; examples with right labels, whose gradients agree, are learned first; and a descent that
 ignores directions of few examples does not memorize wrong labels.
 
-    python -m experiments run gradients/coherence                       # 1 to 2 minutes on two cores
-    python -m experiments run gradients/coherence --data fashion_mnist  # 4 minutes on two cores
+    python -m experiments run gradients/coherence                       # 1 to 2 minutes, two cores
+    python -m experiments run gradients/coherence --data fashion_mnist  # 4 minutes, two cores
     python -m experiments run gradients/coherence --preset paper        # for a GPU; not run yet
 
 Thresholds were fixed on a synthetic recipe (64 features, mean squared norm 14.4); sizes, steps
