@@ -9,8 +9,8 @@ them, or with random episodes mixed in, cloning does not leave the start in so f
 paper's runs do not normalise). The paper's lambda and eta per data set are not public: eta is the
 reference code's default, 1; lambda 0.5 scored best for the *semi*-gradient among 0.4, 0.5 and 0.6
 (the code's default), so that the tuning can only favor the baseline. Scores are D4RL's normalised
-ones. D4RL's own files: ``--data hopper-medium-v2`` reads NAME.hdf5 from D4RL_DATASET_DIR. Needs
-``gradkin[rl]``.
+ones; the seeds differ by 20 points, so a claim asks for every seed. D4RL's own files: ``--data
+hopper-medium-v2`` reads NAME.hdf5 from D4RL_DATASET_DIR. Needs ``gradkin[rl]``.
 
     python -m experiments run dice/locomotion --preset quick --seeds 3        # about 3 minutes
 """
@@ -180,31 +180,31 @@ CLAIMS = (
     Claim(
         "O-DICE scores above its semi-gradient version (difference of scores).",
         "odice", "halfcheetah-medium-expert 93.2 against 92.8", margin("S-DICE"),
-        lambda x: x > 0, "mean", "> 0", "not reproduced",
+        lambda x: x > 0, "every", "> 0", "not reproduced",
     ),
     Claim(
         "O-DICE scores above the true gradient.",
-        "odice", "qualitative", margin("V-DICE"), lambda x: x > 0, "mean", "> 0", "not reproduced",
+        "odice", "qualitative", margin("V-DICE"), lambda x: x > 0, "every", "> 0", "not reproduced",
     ),
     Claim(
         "O-DICE scores above behavior cloning.",
-        "odice", "qualitative", margin("BC"), lambda x: x > 0, "mean", "> 0", "not reproduced",
+        "odice", "qualitative", margin("BC"), lambda x: x > 0, "every", "> 0", "not reproduced",
     ),
     Claim(
         "O-DICE scores above TD3+BC.",
         "odice", "best on 13 of 15 data sets", margin("TD3+BC"),
-        lambda x: x > 0, "mean", "> 0", "not reproduced",
+        lambda x: x > 0, "every", "> 0", "reproduced",
     ),
     Claim(
         "O-DICE scores above IQL.",
         "odice", "best on 13 of 15 data sets", margin("IQL"),
-        lambda x: x > 0, "mean", "> 0", "not reproduced",
+        lambda x: x > 0, "every", "> 0", "not reproduced",
     ),
     Claim(
         "O-DICE's worst episode lies nearer to its mean than S-DICE's (difference of the shares).",
         "odice", "qualitative (antmaze)",
         lambda m: worst(m, "O-DICE") - worst(m, "S-DICE"),
-        lambda x: x > 0, "mean", "> 0", "not reproduced",
+        lambda x: x > 0, "every", "> 0", "not reproduced",
     ),
 )  # fmt: skip
 
