@@ -48,13 +48,14 @@ class Product(NamedTuple):
 
 
 class Accumulator(NamedTuple):
-    """The value a scan carry had when the step began; it may only be added to.
+    """The value a scan carry had when the step began; it may only be transposed and added to.
 
-    ``owner`` tells the carries of nested scans apart.
+    ``owner`` tells the carries of nested scans apart; ``axes`` are the carry's, as they lie now.
     """
 
     owner: Any
     index: int
+    axes: tuple[int, ...]
 
 
 class Squares(NamedTuple):
@@ -140,12 +141,19 @@ def _map(value: Lazy, shape: tuple[int, ...], on_product: Any, on_array: Any) ->
 
 
 def transpose(value: Lazy, permutation: tuple[int, ...]) -> Lazy:
-    return _map(
-        value,
+    carries = tuple(
+        term._replace(axes=tuple(term.axes[p] for p in permutation))
+        for term in value.terms
+        if isinstance(term, Accumulator)
+    )
+    others = tuple(term for term in value.terms if not isinstance(term, Accumulator))
+    moved = _map(
+        value._replace(terms=others),
         tuple(value.shape[p] for p in permutation),
         lambda t: t._replace(out=tuple(t.out[p] for p in permutation)),
         lambda x: jnp.transpose(x, permutation),
     )
+    return moved._replace(terms=(*carries, *moved.terms))
 
 
 def reshape(value: Lazy, shape: tuple[int, ...]) -> Lazy:

@@ -84,12 +84,12 @@ def _attempt(
             values[k] = value
         for k in accumulators:
             aval = carry_slots[k].aval
-            values[k] = Lazy(aval.shape, aval.dtype, (Accumulator(owner, k),))
+            values[k] = Lazy(aval.shape, aval.dtype, (_start(owner, k, aval),))
         outputs = evaluate(
             body, [*consts, *values, *x], lazy_outputs, {carry_slots[k] for k in accumulators}
         )
         for k in accumulators:
-            outputs[k] = _products_added(outputs[k], Accumulator(owner, k))
+            outputs[k] = _products_added(outputs[k], _start(owner, k, carry_slots[k].aval))
         norms = {}
         for k, axis in squared.items():
             value = lazy.as_lazy(outputs[k])
@@ -132,6 +132,10 @@ def _attempt(
             value = lazy.add(lazy.as_lazy(read(starts[k])), value)
         outputs[k] = value
     return outputs
+
+
+def _start(owner: object, index: int, aval: Any) -> Accumulator:
+    return Accumulator(owner, index, tuple(range(len(aval.shape))))
 
 
 def _products_added(value: Any, start: Accumulator) -> Lazy:
