@@ -156,7 +156,7 @@ def policy_value(
       >>> import jax.numpy as jnp
       >>> world = grid_world("S.\\n#G")
       >>> policy = jnp.array([[0., 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]])
-      >>> float(policy_value(world, policy, 0.5)[0])
+      >>> round(float(policy_value(world, policy, 0.5)[0]), 4)
       -1.0
     """
     if policy.shape != world.successor.shape:

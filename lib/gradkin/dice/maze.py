@@ -143,9 +143,9 @@ def maze_demonstrations(
 
     Example:
       >>> import jax
-      >>> out = maze_demonstrations(jax.random.key(0), PointMaze(), 2, noise=0.1)
-      >>> bool((out.transitions.terminal * out.valid).sum() == 2)
-      True
+      >>> demonstrate = lambda key: maze_demonstrations(key, PointMaze(), 2)
+      >>> jax.eval_shape(demonstrate, jax.random.key(0)).valid.shape
+      (2, 200)
     """
     positive(num_episodes=num_episodes)
     start_key, noise_key = jax.random.split(key)

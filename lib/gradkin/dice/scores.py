@@ -84,7 +84,8 @@ def normalized_score(
     """
     low, high = reference_returns(name)
     values = returns if isinstance(returns, Array) else np.asarray(returns)
-    return 100.0 * (values - low) / (high - low)
+    scores = 100.0 * (values - low) / (high - low)
+    return scores if isinstance(scores, Array) else np.asarray(scores)
 
 
 def worst_episode_gap(returns: ArrayLike | Sequence[float], *, first: int = 10) -> float:
