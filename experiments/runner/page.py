@@ -75,7 +75,7 @@ def contents(items: Sequence[Item], papers: Mapping[str, bibliography.Paper]) ->
     """The list of sections."""
     rows = []
     for name, found, module in items:
-        cited = ", ".join(papers[key].label for key in found["papers"] if key in papers)
+        cited = "; ".join(papers[key].label for key in found["papers"] if key in papers)
         counts = [c["verdict"] for c in found["claims"]]
         badges = " ".join(badge(v, str(counts.count(v))) for v in MARKS if v in counts)
         rows.append(
