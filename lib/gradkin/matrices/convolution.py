@@ -84,9 +84,18 @@ def kernel_gradient(lhs: Any, rhs: Any, step: Step) -> Lazy | None:
         stacked = jnp.stack(slices).reshape([*offsets, *shape])
         a = Factor(stacked, (*offset_labels, *lhs_labels))
         return Lazy(aval.shape, aval.dtype, (Product(a, Factor(rhs, tuple(rhs_labels)), out),))
-    order = [groups, rows, out_channels]
-    parts = [contraction.contract(x, lhs_labels, rhs, rhs_labels, order) for x in slices]
-    formed = jnp.stack(parts).reshape([*offsets, *(label.size for label in order)])
+    # Slices that differ in the last offset only, or all where the channels are few, share one
+    # product: the same arithmetic in fewer and wider matrix products.
+    together = len(slices) if rows.size * len(slices) <= 64 else offsets[-1]
+    label, axis = Label(together), lhs_labels.index(rows)
+    labels, order = [*lhs_labels[:axis], label, *lhs_labels[axis:]], [groups, rows, out_channels]
+    parts = [
+        contraction.contract(
+            jnp.stack(slices[i : i + together], axis), labels, rhs, rhs_labels, [label, *order]
+        )
+        for i in range(0, len(slices), together)
+    ]
+    formed = jnp.concatenate(parts).reshape([*offsets, *(label.size for label in order)])
     flat = [label for group in out for label in group]
     formed = contraction.align(formed, [*offset_labels, *order], flat)
     return Lazy(aval.shape, aval.dtype, (formed.reshape(aval.shape).astype(aval.dtype),))

@@ -261,6 +261,13 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
         y = contraction.contract(*q.a, *q.d, right)
         return contraction.contract(x, left, y, right, out, precision=HIGHEST)
 
+    if _own(p.a, q.a, out) and _own(p.d, q.d, out):
+        summed = [x for x in p.a[1] if x not in own and x not in out]
+        if summed and set(summed) == {x for x in p.d[1] if x not in own and x not in out}:
+            kept = [*out, *both]
+            left, right = (_own_gram(x, kept, summed) for x in (p.a, p.d))
+            return contraction.contract(*left, *right, out, precision=HIGHEST)
+
     def gram_matrix(x: Labelled, y: Labelled) -> Labelled:
         union = dict.fromkeys((*x[1], *y[1]))
         kept = tuple(label for label in union if label not in own or label in both)
@@ -269,6 +276,36 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     return contraction.contract(
         *gram_matrix(p.a, q.a), *gram_matrix(p.d, q.d), out, precision=HIGHEST
     )
+
+
+def _own(x: Labelled, y: Labelled, out: list[Hashable]) -> bool:
+    """Whether both are one factor of the same rows."""
+    return x[0] is y[0] and [u for u in x[1] if u in out] == [u for u in y[1] if u in out]
+
+
+def _own_gram(factor: Labelled, kept: list[Hashable], summed: list[Hashable]) -> Labelled:
+    """Inner products of a factor's positions with each other, for each index in ``kept``."""
+    x, labels = factor
+    lead = [label for label in kept if label in labels]
+    rest = [label for label in labels if label not in lead and label not in summed]
+    x = contraction.align(x, labels, [*lead, *summed, *rest])
+    positions = math.prod(x.shape[len(lead) : len(lead) + len(summed)])
+    x = jnp.reshape(x, (*x.shape[: len(lead)], positions, -1))
+    # XLA on CPU multiplies odd sizes at a third of the speed.
+    extra = -positions % 16
+    if 0 < 3 * extra <= positions:
+        x = jnp.pad(x, [(0, 0)] * len(lead) + [(0, extra), (0, 0)])
+    # Laid out once; without the barrier XLA does it for each side of the product.
+    x = jax.lax.optimization_barrier(x)
+    batched, last = tuple(range(len(lead))), (len(lead) + 1,)
+    gram = jax.lax.dot_general(
+        x,
+        x,
+        ((last, last), (batched, batched)),
+        precision=HIGHEST,
+        preferred_element_type=contraction.accumulator(x),
+    )
+    return gram, (*lead, ("positions", "left"), ("positions", "right"))
 
 
 def _pair_rows(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
