@@ -1,6 +1,7 @@
 """Contractions with any dimension numbers, reshapes and transposes, chosen by hypothesis."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def test_dot_general(case):
 
     def loss(params, x):
         pair = (x, params["w"]) if not swapped else (params["w"], x)
-        flipped = numbers if not swapped else tuple((b, a) for a, b in numbers)
+        flipped: Any = numbers if not swapped else tuple((b, a) for a, b in numbers)
         y = jnp.tanh(jax.lax.dot_general(*pair, flipped))
         return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
 

@@ -1,5 +1,7 @@
 """Bad input fails at the boundary, by name, whatever the state of the matrix."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,8 +128,9 @@ def test_passes():
 
 
 def test_function():
+    not_callable: Any = PARAMS
     with pytest.raises(TypeError, match="fun to be callable, got dict"):
-        per_example_grads(PARAMS)
+        per_example_grads(not_callable)
 
 
 def test_tangent_lacks_a_leaf(G):

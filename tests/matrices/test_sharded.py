@@ -80,7 +80,7 @@ def test_nothing_is_gathered(mesh, batch_size):
     def step(*args):
         return gradkin.per_example_grads(model.loss, batch_size=batch_size)(*args).clip(1.0).mean()
 
-    text = step.lower(*model.args).compile().as_text()
+    text = step.lower(*model.args).compile().as_text() or ""
     assert "all-reduce" in text
     assert "all-gather" not in text
     assert "all-to-all" not in text

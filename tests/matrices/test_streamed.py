@@ -1,6 +1,7 @@
 """A streamed matrix returns what the recorded one returns, for any size of the micro-batch."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,8 @@ def test_memory_does_not_grow_with_the_batch():
         )
         transform = gradkin.per_example_grads(model.loss, batch_size=16)
         step = jax.jit(lambda p, b: transform(p, b).clip(1.0).sum())
-        return step.lower(model.args[0], batch).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = step.lower(model.args[0], batch).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     small, large = temporaries(64), temporaries(1024)
     parameters = sum(x.size for x in jax.tree.leaves(model.args[0]))
@@ -197,7 +199,8 @@ def test_a_million_examples():
     x = jnp.ones((1_000_000, 4)) * jnp.arange(1_000_000.0)[:, None] / 1e6
     norms = jax.jit(lambda w, x: transform(w, x).norms())
     compiled = norms.lower(jnp.ones(4), x).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 4 * x.nbytes
+    analysis: Any = compiled.memory_analysis()
+    assert analysis.temp_size_in_bytes < 4 * x.nbytes
     found = compiled(jnp.ones(4), x)
     wanted = 8 * (np.arange(1_000_000) / 1e6) ** 2
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)

@@ -92,7 +92,8 @@ def recurrent(cell: Any) -> Model:
         def __call__(self, x):
             zero = jnp.zeros(8, jnp.float32)
             carry = zero if cell is nnx.GRUCell else (zero, zero)
-            return self.head(self.rnn(x, initial_carry=carry)[-1])
+            outputs: Any = self.rnn(x, initial_carry=carry)
+            return self.head(outputs[-1])
 
     return per_example(
         Network(nnx.Rngs(0)), lambda model, x: jnp.sum(jnp.tanh(model(x))), normal(0, 3, 4, 6)
