@@ -63,18 +63,15 @@ def init_attention(
     """
     key_size = width if key_size is None else key_size
     checks.positive(width=width, key_size=key_size, num_heads=num_heads, num_layers=num_layers)
-    keys = jax.random.split(key, 4)
     # The standard deviation of a normal truncated at two deviations.
     scale = jnp.sqrt(jnp.asarray(variance)) / 0.87962566103423978
-    into, back = (num_layers, num_heads, width, key_size), (num_layers, num_heads, key_size, width)
-    draw = lambda key, shape, fan_in: (
-        jax.random.truncated_normal(key, -2.0, 2.0, shape) * scale / math.sqrt(fan_in)
-    )
+    shape = (4, num_layers, num_heads, width, key_size)
+    query, keys, value, output = jax.random.truncated_normal(key, -2.0, 2.0, shape) * scale
     return AttentionWeights(
-        query=draw(keys[0], into, width),
-        key=draw(keys[1], into, width),
-        value=draw(keys[2], into, width),
-        output=draw(keys[3], back, num_heads * key_size),
+        query=query / math.sqrt(width),
+        key=keys / math.sqrt(width),
+        value=value / math.sqrt(width),
+        output=jnp.swapaxes(output, 2, 3) / math.sqrt(num_heads * key_size),
     )
 
 
