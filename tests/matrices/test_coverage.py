@@ -34,8 +34,7 @@ FORMED = {
     "sliced": {"flipped", "padded", "strided"},
     "concatenated": {"first", "part", "second", "whole"},
     "triangular": {"on"},
-    # A scan inside a scan; a parameter that is changed in the loop; branches under vmap.
-    "nested_scans": {"layers"},
+    # A parameter that is changed in the loop; branches under vmap.
     "read_and_written_carry": {"fast"},
     "branches": {"both", "no", "switch/0", "switch/1", "yes"},
     # Nothing to factor.
