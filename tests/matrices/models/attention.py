@@ -169,8 +169,8 @@ def mixture_of_experts() -> Model:
 
 
 MODELS = {
-    "transformer": transformer,
-    "transformer_tied": functools.partial(transformer, tied=True),
+    "transformer": functools.partial(transformer, layers=1),
+    "transformer_tied": functools.partial(transformer, layers=1, tied=True),
     "transformer_scan": functools.partial(transformer, scan=True),
     "transformer_scan_tied_remat": functools.partial(transformer, scan=True, tied=True, remat=True),
     "transformer_remat": functools.partial(transformer, layers=1, remat=True),
