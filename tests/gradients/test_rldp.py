@@ -25,10 +25,11 @@ def test_divergence_matches_dp_accounting(q, z, order):
 
 
 def test_filter_never_passes_its_budget(key):
-    budget = gradients.RdpFilter.for_plan(2.0, 1e-5, 0.1, 2.0)
+    budget, planned = gradients.RdpFilter.for_steps(2.0, 1e-5, 0.1, 100)
+    assert 99 < budget.budget / float(budget.cost(planned)) < 101
 
     def step(spent, key):
-        z = jnp.exp(jax.random.uniform(key, (), minval=-0.5, maxval=1.0))
+        z = jnp.exp(jax.random.uniform(key, (), minval=-0.5, maxval=1.0)) * planned
         spent = jnp.where(budget.allows(spent, z), spent + budget.cost(z), spent)
         return spent, budget.spent_epsilon(spent)
 

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from gradkin import checks
 from gradkin.typing import Array, Scalar
 
+ORDERS = range(2, 65)
+
 
 def sampled_gaussian_rdp(
     noise_multiplier: Scalar | Float[Array, "..."], *, probability: float, order: int
@@ -77,7 +79,7 @@ class RdpFilter:
       epsilon: the budget, > 0.
       delta: in (0, 1).
       probability: of an example to join a batch, in (0, 1].
-      order: integer >= 2; `RdpFilter.for_plan` picks the best one for a planned noise.
+      order: integer >= 2; `RdpFilter.for_steps` picks the best one for a planned run.
 
     Raises:
       ValueError: values out of range, or an order at which delta leaves no budget.
@@ -113,20 +115,17 @@ class RdpFilter:
             )
 
     @classmethod
-    def for_plan(
-        cls, epsilon: float, delta: float, probability: float, noise_multiplier: float
-    ) -> "RdpFilter":
-        """The order that allows most steps at a planned noise multiplier."""
-
-        def steps(order: int) -> float:
-            left = epsilon - conversion(delta, order)
-            if probability == 1:
-                return left * 2 * noise_multiplier**2 / order
-            fixed, growing = log_terms(probability, order)
-            total = np.logaddexp.reduce(fixed + growing / noise_multiplier**2)
-            return left * (order - 1) / float(total)
-
-        return cls(epsilon, delta, probability, max(range(2, 65), key=steps))
+    def for_steps(
+        cls, epsilon: float, delta: float, probability: float, steps: int
+    ) -> "tuple[RdpFilter, float]":
+        """The filter, and the least noise at which it allows ``steps`` equal steps."""
+        low, high = 1e-2, 1e4
+        while high > low * (1 + 1e-4):
+            middle = math.sqrt(low * high)
+            enough = max(_steps(epsilon, delta, probability, middle, n) for n in ORDERS) > steps
+            low, high = (low, middle) if enough else (middle, high)
+        order = max(ORDERS, key=lambda n: _steps(epsilon, delta, probability, high, n))
+        return cls(epsilon, delta, probability, order), high * (1 + 1e-4)
 
     @property
     def budget(self) -> float:
@@ -147,6 +146,18 @@ class RdpFilter:
         """Epsilon of what was spent; zero before the first step."""
         spent = jnp.asarray(spent, np.float32)
         return jnp.where(spent > 0, spent + np.float32(conversion(self.delta, self.order)), 0.0)
+
+
+def _steps(
+    epsilon: float, delta: float, probability: float, noise_multiplier: float, order: int
+) -> float:
+    """How many equal steps an order allows."""
+    left = epsilon - conversion(delta, order)
+    if probability == 1:
+        return left * 2 * noise_multiplier**2 / order
+    fixed, growing = log_terms(probability, order)
+    total = float(np.logaddexp.reduce(fixed + growing / noise_multiplier**2))
+    return left * (order - 1) / max(total, 1e-300)
 
 
 def conversion(delta: float, order: int) -> float:
