@@ -169,6 +169,7 @@ CLAIMS = (
         measure=lambda m: m["loss"],
         holds=lambda v: v <= 0.21,
         threshold="<= 0.21",
+        verdict="not reproduced",
     ),
     claim(
         text="the first layer reads the next token (sensitivity over the mean of the others)",
