@@ -55,7 +55,7 @@ def build(batch: int, sizes: tuple[int, ...], job: str) -> tuple[Callable[[], An
 def variants(name: str, *, tiny: bool, python: Path) -> list[Variant]:
     """Ours and the peer's."""
     suffix = ("--tiny",) if tiny else ()
-    module = "experiments.benchmarks.peers.neural_tangents"
+    module = "experiments.benchmarks.peers.neural_tangents_kernel"
     ours = [
         Variant(
             job, (sys.executable, "-m", __spec__.name, "--worker", name, job, *suffix), ("plain",)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 # What other processes may take of the machine before a measurement is not believed.
 IDLE = 0.10
+# How the cases that measure other libraries are named.
+PEERS = ", peers"
 
 
 class Variant(NamedTuple):
@@ -48,13 +50,15 @@ class Settings(NamedTuple):
     """How long to measure.
 
     Attributes:
-      rounds: how often each variant gets its turn.
+      rounds: how often each variant gets its turn; fewer, but three, where a call takes long.
       seconds: aimed at per turn; at least one call is timed.
+      budget: seconds per variant over all rounds.
       patience: seconds after which a variant that has not answered is given up.
     """
 
     rounds: int = 7
-    seconds: float = 0.3
+    seconds: float = 0.2
+    budget: float = 6.0
     patience: float = 120.0
 
 
@@ -63,7 +67,7 @@ def options(description: str | None, parser: argparse.ArgumentParser | None = No
     parser = parser or argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
     parser.add_argument("--only", metavar="CASE", nargs="+", help="measure these cases only")
     parser.add_argument("--repeats", type=int, default=7, help="rounds per variant")
-    parser.add_argument("--seconds", type=float, default=0.3, help="aimed at per variant and round")
+    parser.add_argument("--seconds", type=float, default=0.2, help="aimed at per variant and round")
     parser.add_argument("--patience", type=float, default=120.0, help="give a variant up after")
     parser.add_argument("--out", type=Path, help="write the results here")
     parser.add_argument("--busy", action="store_true", help="measure on a busy machine too")
@@ -154,16 +158,18 @@ def measure(variants: Sequence[Variant], settings: Settings) -> dict[str, dict[s
         for variant in variants:
             show(f"  {variant.name}: building")
             processes.append(Process(variant, settings.patience))
-        calls = {}
+        calls, rounds = {}, {}
         for process in processes:
-            if process.skipped is None and (first := process.measure(1, 1)):
-                one = first["seconds"][0]
-                calls[process.variant.name] = max(1, min(100, round(settings.seconds / one)))
+            if process.skipped is None and (first := process.measure(1, 0)):
+                one, name = first["seconds"][0], process.variant.name
+                calls[name] = max(1, min(100, round(settings.seconds / one)))
+                fits = int(settings.budget / (calls[name] * one))
+                rounds[name] = min(settings.rounds, max(3, fits))
         for number in range(settings.rounds):
             for process in processes:
-                if process.skipped is not None:
-                    continue
                 name = process.variant.name
+                if process.skipped is not None or number >= rounds[name]:
+                    continue
                 show(f"  round {number + 1} of {settings.rounds}: {name}")
                 before, start = busy_seconds(), time.perf_counter()
                 # A long call warms itself up; a short one finds cold caches after the others.
@@ -270,7 +276,7 @@ def refuse_if_busy(allowed: bool) -> float:
 
 def run(
     name: str,
-    cases: dict[str, Sequence[Variant]],
+    cases: Mapping[str, Sequence[Variant]],
     given: argparse.Namespace,
     *,
     goals: dict[str, float] | None = None,
@@ -298,7 +304,7 @@ def run(
         sys.exit(f"There is no case {', '.join(unknown)}; there are {', '.join(cases)}.")
     busy = refuse_if_busy(given.busy or given.tiny)
     keep = given.out is not None or not (given.tiny or busy > IDLE)
-    settings = Settings(given.repeats, given.seconds, given.patience)
+    settings = Settings(given.repeats, given.seconds, patience=given.patience)
     disagreements = []
     for case, variants in cases.items():
         if given.only and case not in given.only:
@@ -363,30 +369,33 @@ def shown(row: dict[str, Any], key: str) -> str:
 
 
 def markdown(cases: dict[str, Any], goals: dict[str, float]) -> str:
-    """All stored cases as one Markdown table: a line per case, ratios to the fastest plain form."""
-    named = list(dict.fromkeys(v for case in cases.values() for v in case["variants"]))
-    columns = [
-        name
-        for name in named
-        if any("ratio" in case["variants"].get(name, {}) for case in cases.values())
-    ]
-    head = ["case", "plain (ms)", *columns]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    """All stored cases as one Markdown table: a line per case, a column per variant, its ratio.
+
+    "NAME, peers" joins the line of NAME. A ratio above its goal is bold.
+    """
+    lines: dict[str, dict[str, Any]] = {}
     for case, stored in cases.items():
-        rows = stored["variants"]
+        lines.setdefault(case.removesuffix(PEERS), {}).update(stored["variants"])
+    named = dict.fromkeys(v for rows in lines.values() for v, row in rows.items() if "ratio" in row)
+    columns = [name for name in named if not is_plain(name)]
+    head = ["case", "plain (ms)", *columns]
+    text = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for case, rows in lines.items():
         plain = [
-            r["milliseconds"]
-            for n, r in rows.items()
-            if n.startswith("plain") and "milliseconds" in r
+            r["milliseconds"] for n, r in rows.items() if n.startswith("plain") and "ratio" in r
         ]
-        cells = []
+        cells = [case, f"{min(plain):.3g}" if plain else ""]
         for name in columns:
             row = rows.get(name, {})
-            text = shown(row, "ratio")
             missed = name in goals and row.get("ratio", 0) > goals[name]
-            cells.append(f"**{text}**" if text and missed else text)
-        lines.append("| " + " | ".join([case, f"{min(plain):.3g}" if plain else "", *cells]) + " |")
-    return "\n".join(lines)
+            cells.append(f"**{shown(row, 'ratio')}**" if missed else shown(row, "ratio"))
+        text.append("| " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a variant is what others are compared with."""
+    return name.startswith("plain") or name.endswith(" plain")
 
 
 def show(text: str) -> None:

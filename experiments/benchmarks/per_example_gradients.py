@@ -6,8 +6,8 @@ batch (`jax.grad` of the mean of the mapped loss, of the loss written for a batc
 so 1.0 means that the job costs no more than a step of ordinary training. Another library's ratio is
 to the plain step of that library.
 
-    python -m experiments.benchmarks.per_example_gradients            # four cases, 4 minutes
-    python -m experiments.benchmarks.per_example_gradients --full     # the others and the peers
+    python -m experiments.benchmarks.per_example_gradients           # four cases, 4 minutes
+    python -m experiments.benchmarks.per_example_gradients --full    # the others, peers, 15 minutes
 """
 
 import sys
@@ -94,6 +94,9 @@ def jobs(case: models.Case) -> dict[str, tuple[str, Callable[[Any, Any], Any]]]:
         "vmap(grad) gram": ("gram", gram),
     }
     found |= {name: (name, fun) for name, fun in matrix_jobs()}
+    size = jax.tree.leaves(case.batch)[0].shape[0]
+    for name, fun in matrix_jobs(batch_size=size, passes=2):
+        found[f"{name}, two passes"] = (name, fun)
     for route in ("dense", "factors"):
         found |= {f"{name}, {route}": (name, fun) for name, fun in matrix_jobs(route=route)}
     return found
@@ -105,30 +108,35 @@ def build(case: models.Case, job: str) -> tuple[Callable[[], Any], dict[str, Any
     return compiled.build(fun, (case.params, case.batch), quantity, ("jax", "jaxlib"))
 
 
-def variants(name: str, *, full: bool, tiny: bool, python: Path = PEERS) -> list[Variant]:
-    """All variants of a case, peers last."""
+def variants(name: str, *, tiny: bool) -> list[Variant]:
+    """What JAX and this library do with a case; the rows of secondary cases are fewer."""
     suffix = ("--tiny",) if tiny else ()
 
-    def ours(job: str, baseline: tuple[str, ...]) -> Variant:
+    def ours(job: str) -> Variant:
         command = (sys.executable, "-m", __spec__.name, "--worker", name, job, *suffix)
-        return Variant(job, command, baseline)
+        return Variant(job, command, PLAIN)
 
-    found = [ours(job, PLAIN) for job in (*PLAIN, *GOALS, "gram")]
-    found += [ours(f"vmap(grad) {job}", PLAIN) for job in (*GOALS, "gram")]
-    if full:
-        found += [ours(f"{job}, dense", PLAIN) for job in GOALS]
-        found += peers(name, suffix, python)
-    return found
+    found = [*PLAIN, *GOALS]
+    if "untied" in name or name in ACCELERATOR:
+        found += ["vmap(grad) clipped mean"]
+    elif "remat" in name:
+        found += ["norms, two passes", "clipped mean, two passes", "vmap(grad) clipped mean"]
+    else:
+        found += ["gram", "vmap(grad) norms", "vmap(grad) clipped mean", "vmap(grad) gram"]
+        if name in FULL:
+            found += ["norms, dense", "clipped mean, dense"]
+    return [ours(job) for job in found]
 
 
-def peers(name: str, suffix: Sequence[str], python: Path) -> list[Variant]:
+def peers(name: str, *, tiny: bool, python: Path = PEERS) -> list[Variant]:
     """The other libraries that can run a case, each with its own plain step."""
+    suffix = ("--tiny",) if tiny else ()
     found = []
 
-    def add(module: str, job: str) -> None:
-        command = (str(python), "-m", f"experiments.benchmarks.peers.{module}", name, job, *suffix)
-        baseline = (f"{module} plain",)
-        found.append(Variant(f"{module} {job}", command, baseline, f"{module}: make peers"))
+    def add(peer: str, job: str) -> None:
+        module = f"experiments.benchmarks.peers.{peer}_clipping"
+        command = (str(python), "-m", module, name, job, *suffix)
+        found.append(Variant(f"{peer} {job}", command, (f"{peer} plain",), f"{peer}: make peers"))
 
     if name in OPACUS:
         for job in ("plain", "hooks", "ghost"):
@@ -147,19 +155,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve(lambda: build(models.tiny(name) if rest else models.CASES[name](), job))
         return 0
     parser = harness.options(__doc__)
-    parser.add_argument("--full", action="store_true", help="the other cases, dense routes, peers")
+    parser.add_argument("--full", action="store_true", help="the other cases, and the peers")
     parser.add_argument(
         "--peers", type=Path, default=PEERS, help="Python of the peers' environment"
     )
     given = parser.parse_args(given_arguments)
-    names = (*FULL, *FIRST) if given.full else FIRST
-    if given.only:
-        names = given.only
-    cases = {
-        name: variants(name, full=given.full, tiny=given.tiny, python=given.peers)
-        for name in names
-        if name in models.CASES
-    }
+    cases = {name: variants(name, tiny=given.tiny) for name in models.CASES}
+    for name in (*FIRST, *FULL):
+        others = peers(name, tiny=given.tiny, python=given.peers)
+        if others:
+            cases[name + harness.PEERS] = others
+    if not given.only:
+        wanted = [*FULL, *(n for n in cases if n.endswith(harness.PEERS))] if given.full else FIRST
+        cases = {name: cases[name] for name in wanted}
     return harness.run("per_example_gradients", cases, given, goals=GOALS)
 
 

@@ -1,6 +1,6 @@
 """Clipped gradients by jax_privacy: `vmap(grad)`, scaled and added, over the batch or microbatches.
 
-python -m experiments.benchmarks.peers.jax_privacy CASE JOB [--tiny]
+python -m experiments.benchmarks.peers.jax_privacy_clipping CASE JOB [--tiny]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The empirical neural tangent kernel by neural-tangents, which needs an old JAX.
 
-python -m experiments.benchmarks.peers.neural_tangents CASE JOB [--tiny]
+python -m experiments.benchmarks.peers.neural_tangents_kernel CASE JOB [--tiny]
 """
 
 import sys

@@ -3,7 +3,7 @@
 The models are those of `models.py` in PyTorch's own layers. Noise and the optimiser's step, which a
 plain training step has too or which cost little, are left out on both sides.
 
-    python -m experiments.benchmarks.peers.opacus CASE JOB [--tiny]
+    python -m experiments.benchmarks.peers.opacus_clipping CASE JOB [--tiny]
 """
 
 import sys
