@@ -4,8 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
-PEER_PACKAGES := torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
+OLD_PEERS := .venv-peers-old-jax
+PEER_PACKAGES := jax==0.10.2 torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
   hyppo==0.5.2 KDEpy==1.1.12
+OLD_PEER_PACKAGES := jax==0.4.25 jaxlib==0.4.25 'numpy<2' 'scipy<1.13' neural-tangents==0.6.5
+BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
@@ -24,10 +27,10 @@ define need-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install replicate test check lint format types imports peers notebooks bench clean
+.PHONY: help install replicate test check lint format types imports peers peers-old-jax notebooks bench clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(VENV)/stamp  ## virtual environment in .venv with the pinned versions (1.2 GB)
 
@@ -67,8 +70,8 @@ notebooks: install  ## run the notebooks
 	$(PYTEST) --nbmake --nbmake-timeout=300 colabs
 
 bench: install  ## the benchmarks, each variant in a process of its own
-	@set -e; for file in experiments/benchmarks/[a-z]*.py; do \
-	  echo "$$file"; $(BIN)/python $$file; done
+	@set -e; for name in $(BENCHMARKS); do \
+	  echo "$$name"; $(BIN)/python -m experiments.benchmarks.$$name; done
 
 peers: $(PEERS)/stamp  ## other libraries to compare with, in .venv-peers
 
@@ -83,5 +86,13 @@ $(PEERS)/stamp: Makefile
 	done
 	@touch $@
 
+peers-old-jax: $(OLD_PEERS)/stamp  ## neural-tangents and the old JAX that it needs (2.6 GB)
+
+$(OLD_PEERS)/stamp: Makefile
+	$(call need-python)
+	@$(OLD_PEERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OLD_PEERS)
+	@$(OLD_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(OLD_PEER_PACKAGES)
+	@touch $@
+
 clean:  ## remove environments, caches and runs
-	rm -rf $(VENV) $(PEERS) build dist runs htmlcov .coverage .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(OLD_PEERS) build dist runs htmlcov .coverage .pytest_cache .ruff_cache .hypothesis

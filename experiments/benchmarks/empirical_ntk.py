@@ -67,7 +67,7 @@ def variants(name: str, *, tiny: bool, python: Path) -> list[Variant]:
             f"neural-tangents {job}",
             (str(python), "-m", module, name, job, *suffix),
             ("neural-tangents plain",),
-            "neural-tangents: make peers",
+            "neural-tangents: make peers-old-jax",
         )
         for job in TECHNIQUES
     ]
