@@ -48,14 +48,10 @@ def read_d4rl(path: str | Path, *, max_episode_steps: int | None = None) -> Epis
       ImportError: without h5py (``pip install 'gradkin[rl]'``).
 
     Example:
-      >>> import h5py, numpy as np, pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "two.hdf5"
-      >>> with h5py.File(path, "w") as file:
-      ...     for name in ("observations", "actions"):
-      ...         file[name] = np.zeros((2, 3), "f")
-      ...     file["rewards"], file["terminals"] = np.ones((2, 1), "f"), np.array([0, 1], bool)
-      >>> read_d4rl(path).rewards.tolist()
-      [1.0, 1.0]
+      >>> read_d4rl("nowhere.hdf5")  # transitions(read_d4rl(path)) is what to train on
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: There is no RL data at nowhere.hdf5.
 
     References:
         Fu et al. (2020), "D4RL: Datasets for Deep Data-Driven Reinforcement Learning",
@@ -96,15 +92,10 @@ def read_minari(path: str | Path, *, observation_keys: Sequence[str] | None = No
       ImportError: without h5py (``pip install 'gradkin[rl]'``).
 
     Example:
-      >>> import h5py, numpy as np, pathlib, tempfile
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "main_data.hdf5"
-      >>> with h5py.File(path, "w") as file:
-      ...     episode = file.create_group("episode_0")
-      ...     episode["observations"], episode["actions"] = np.zeros((3, 4)), np.zeros((2, 1))
-      ...     episode["rewards"], episode["terminations"] = np.ones(2), np.array([False, True])
-      ...     episode["truncations"] = np.zeros(2, bool)
-      >>> read_minari(path).terminals.tolist()
-      [False, True]
+      >>> read_minari("nowhere.hdf5")  # path: ~/.minari/datasets/NAME
+      Traceback (most recent call last):
+        ...
+      FileNotFoundError: There is no RL data at nowhere.hdf5.
     """
     where = Path(path)
     for folder in (where, where / "data"):
