@@ -9,7 +9,7 @@ the context, so a linear layer performs it exactly. Bounds on both moves do not 
 that attention performs the step; the second part does, for these tasks, which are our choice
 because the paper's numerical set-up is not known to us.
 
-    python -m experiments run icl/softmax_regression --preset quick --seeds 3      # two minutes
+    python -m experiments run icl/softmax_regression --preset quick --seeds 3      # under a minute
 """
 
 import dataclasses
