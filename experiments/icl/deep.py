@@ -278,10 +278,10 @@ def plot(metrics):
     count = np.arange(metrics["iterated"].shape[1])
     band(axes[0, 4], count, metrics["iterated"], label="trained layer")
     band(axes[0, 4], count, metrics["iterated_gd"], linestyle="--", label="GD")
-    axes[0, 4].set(title="One layer again and again", ylabel="½ mean squared error")
+    axes[0, 4].set(title="One layer again and again", ylabel="½ mean squared error", ylim=(0, 0.45))
     axes[0, 4].legend()
     band(axes[1, 4], count, metrics["iterated"] - metrics["iterated_gd"])
-    axes[1, 4].set(ylabel="difference of losses", xlabel="applications")
+    axes[1, 4].set(ylabel="difference of losses", xlabel="applications", ylim=(-0.05, 0.05))
     return figure
 
 
