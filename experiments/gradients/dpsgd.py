@@ -13,7 +13,8 @@ training images where MNIST has 60,000, so its price of privacy is far higher.
     python -m experiments run gradients/dpsgd --preset paper --data mnist    # a GPU
 
 Learning rates are the best of (0.25, 0.5, 1, 2, 4) by training accuracy on seeds that are not among
-the reported ones, for each budget and for none; the variants take that of their budget.
+the reported ones, for each budget and for none; the variants take that of their budget. The adapted
+bound fails at that step size: it follows the growing norms upwards, and noise and steps with it.
 """
 
 import dataclasses
@@ -256,8 +257,9 @@ def plot(metrics):
         text = "flat" if name.startswith("mlp") else name
         figures.band(ax, steps, 100 * metrics[name], label=text)
     ax.set(title="ways to clip, middle budget", xlabel="share of the steps")
-    ax.set_ylim(0, 102)
-    ax.legend(loc="lower right")
+    ax.set_ylim(0, 170)
+    ax.set_yticks(range(0, 101, 20))
+    ax.legend(loc="upper left")
     return figure
 
 
@@ -330,6 +332,6 @@ CLAIMS = (
         holds=lambda difference: difference >= -1,
         rule="mean",
         threshold=">= -1 point",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
 )
