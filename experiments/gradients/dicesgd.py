@@ -11,9 +11,10 @@ regression on digits with step sizes tuned on training loss for every method and
 
 Noise is in proportion to the thresholds: z C / B for clipping alone, 2 z C / B with feedback, as in
 the authors' code, though at the paper's stronger feedback (C2 = C1 in units of the mean) no
-derivation here backs it: the sound bound is far larger (see `gradients.dicesgd_mechanism`). The last
-claim holds by less than its spread over seeds (0.5 +- 1.1 points), and failed (-0.8 +- 0.6) with
-step sizes from 0.03 to 10, a grid at whose upper end clipping alone was stuck for small thresholds.
+derivation here backs it: the sound bound is far larger (see `gradients.dicesgd_mechanism`).
+
+The last claim holds by less than its spread over seeds (0.5 +- 1.1 points). It failed (-0.8 +- 0.6)
+with step sizes from 0.03 to 10, at whose upper end clipping alone was stuck for small thresholds.
 """
 
 import dataclasses
