@@ -202,6 +202,9 @@ def rest(feedback):
     return jax.lax.scan(step, (w, transform.init(w)), length=6000)[1]
 
 
+G = gradkin.per_example_grads(lambda w, a: 0.5 * (w - a) ** 2)(jnp.float32(2.0), points)
+print(f"at the optimum the clipped mean is off by {gradients.clipping_bias(G, 1.0):.1f}")
+
 fig, ax = plt.subplots(figsize=(6, 2.6))
 ax.plot(rest(0.0), label="clipping alone")
 ax.plot(rest(1.0), label="with error feedback")

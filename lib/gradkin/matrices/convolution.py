@@ -85,19 +85,22 @@ def kernel_gradient(lhs: Any, rhs: Any, step: Step) -> Lazy | None:
         a = Factor(stacked, (*offset_labels, *lhs_labels))
         return Lazy(aval.shape, aval.dtype, (Product(a, Factor(rhs, tuple(rhs_labels)), out),))
     # Slices that differ in the last offset only, or all where the channels are few, share one
-    # product: the same arithmetic in fewer and wider matrix products.
+    # product of plain matrices: the same arithmetic in fewer and wider products.
     together = len(slices) if rows.size * len(slices) <= 64 else offsets[-1]
     label, axis = Label(together), lhs_labels.index(rows)
-    labels, order = [*lhs_labels[:axis], label, *lhs_labels[axis:]], [groups, rows, out_channels]
-    parts = [
-        contraction.contract(
-            jnp.stack(slices[i : i + together], axis), labels, rhs, rhs_labels, [label, *order]
-        )
-        for i in range(0, len(slices), together)
-    ]
-    formed = jnp.concatenate(parts).reshape([*offsets, *(label.size for label in order)])
+    labels, every = [*lhs_labels[:axis], label, *lhs_labels[axis:]], [summed_channels, *positions]
+    cotangent = contraction.align(rhs, rhs_labels, [groups, *every, out_channels])
+    cotangent = cotangent.reshape(groups.size, summed, out_channels.size)
+    parts = []
+    for i in range(0, len(slices), together):
+        x = jnp.stack(slices[i : i + together], axis)
+        x = contraction.align(x, labels, [groups, *every, label, rows])
+        x = x.reshape(groups.size, summed, together * rows.size)
+        parts.append(contraction.contract(x, "gsi", cotangent, "gso", "gio"))
+    order = [groups, *offset_labels, rows, out_channels]
+    formed = jnp.concatenate(parts, 1).reshape([label.size for label in order])
     flat = [label for group in out for label in group]
-    formed = contraction.align(formed, [*offset_labels, *order], flat)
+    formed = contraction.align(formed, order, flat)
     return Lazy(aval.shape, aval.dtype, (formed.reshape(aval.shape).astype(aval.dtype),))
 
 
