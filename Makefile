@@ -12,7 +12,7 @@ BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
-REPLICATE := gradients/coherence icl/gradient_descent
+REPLICATE := gradients/coherence icl/gradient_descent dice/grid_world
 PRESET ?= quick
 SEEDS ?= 3
 
