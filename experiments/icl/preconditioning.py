@@ -7,7 +7,8 @@ number, noise and dimension, all in one vmap, and compared with the closed forms
 and of the best preconditioner.
 
 Each point trains from several initial weights and keeps the best on search tasks. (With two, one
-seed in three had a point whose layers all stayed on a plateau, see icl/gradient_descent.)
+seed in three had a point whose layers all stayed on a plateau, see icl/gradient_descent.) At
+condition 64 the directions of smallest variance, worth one percent of the loss, are learned last.
 
     python -m experiments run icl/preconditioning --preset quick --seeds 3      # about a minute
 """
@@ -213,6 +214,7 @@ CLAIMS = (
         measure=lambda m: m["cosine"].min(1),
         holds=lambda v: v >= 0.98,
         threshold=">= 0.98",
+        verdict="not reproduced",
     ),
     claim(
         text="the closed form of the preconditioned loss is that of 20,000 tasks (relative gap)",
