@@ -95,7 +95,7 @@ def check(operations, options, remat, stacked, outside):
     oracle.assert_exact(model, route="factors", tolerance=3e-5)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(loops())
 def test_random_loops(loop):
     check(*loop)
