@@ -48,7 +48,7 @@ class GaussianMechanism:
       >>> sampling = gradients.PoissonSampling(60_000, 256 / 60_000)
       >>> mechanism = gradients.GaussianMechanism(1.1, sampling)
       >>> round(gradients.epsilon(mechanism, steps=1000, delta=1e-5), 2)
-      0.59
+      0.6
     """
 
     noise_multiplier: float
@@ -131,7 +131,7 @@ def epsilon(
       >>> from gradkin import gradients
       >>> mechanism = gradients.GaussianMechanism(4.0, gradients.FullBatch(100))
       >>> round(gradients.epsilon(mechanism, steps=1, delta=1e-5), 2)
-      0.92
+      0.93
 
     Note:
       With "rdp", batches that overflow (probability tau each) are paid for by half of delta: it

@@ -45,9 +45,8 @@ def pixelwise_clip(
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkin import gradients
-      >>> gradients.pixelwise_clip(jnp.array([[3.0, 4.0], [0.3, 0.4]]), 1.0, norm="l2").round(2)
-      Array([[0.6, 0.8],
-             [0.3, 0.4]], dtype=float32)
+      >>> gradients.pixelwise_clip(jnp.array([[3.0, 4.0], [0.25, 0.5]]), 2.0).tolist()
+      [[1.5, 2.0], [0.25, 0.5]]
 
     References:
       Pan, Lu, Zhu & Zhang (2024), "Enhancing High-Resolution 3D Generation through Pixel-wise

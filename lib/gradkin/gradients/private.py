@@ -140,7 +140,7 @@ def private_gradient(
       >>> noised.reduction, round(float(noised.sensitivity), 6)
       ('mean', 0.1)
       >>> round(gradients.epsilon(private.mechanism, steps=10, delta=1e-5, accountant="rdp"), 1)
-      3.1
+      3.6
 
     Note:
       A row that is NaN or infinite is zeroed by select (`clipped_sum` lists all cases).

@@ -91,7 +91,7 @@ class RdpFilter:
       >>> while budget.allows(spent, 2.0):
       ...     spent, steps = spent + budget.cost(2.0), steps + 1
       >>> steps, round(float(budget.spent_epsilon(spent)), 2)
-      (129, 2.99)
+      (130, 3.0)
 
     References:
       Feldman & Zrnic (2021), "Individual Privacy Accounting via a Renyi Filter", NeurIPS,
