@@ -149,31 +149,21 @@ def build(name: str, job: str, *, tiny: bool) -> tuple[Callable[[], Any], dict[s
     """Trace and compile a job; return its step and what there is to say about it."""
     packages = ("jax", "jaxlib")
     if name == "noise":
-        draw = generators(1000 if tiny else 2_000_000)[job]
+        draw: Any = generators(1000 if tiny else 2_000_000)[job]
         return compiled.build(draw, (), job, packages)
     case = case_of(name, tiny=tiny)
     quantity, fun = steps(case)[job]
     return compiled.build(fun, (case.params, case.batch), quantity, packages)
 
 
-def variants(name: str, *, tiny: bool, python: Path | None) -> list[Variant]:
-    """All variants of a case; peers last, where there is a Python for them."""
+def variants(name: str, *, tiny: bool) -> list[Variant]:
+    """Every job of a case; the first ones are the baseline."""
     suffix = ("--tiny",) if tiny else ()
     jobs, baseline = ((*PLAIN, *PRIVATE), PLAIN)
     if name == "noise":
         jobs, baseline = GENERATORS, GENERATORS[:1]
-    found = [
-        Variant(
-            job, (sys.executable, "-m", __spec__.name, "--worker", name, job, *suffix), baseline
-        )
-        for job in jobs
-    ]
-    # Their transformer has a head of its own.
-    theirs = "transformer-64-untied" if name == "transformer-64" else name
-    for case in dict.fromkeys((name, theirs)):
-        if python is not None:
-            found += per_example_gradients.peers(case, suffix, python)
-    return found
+    command = (sys.executable, "-m", __spec__.name, "--worker", name)
+    return [Variant(job, (*command, job, *suffix), baseline) for job in jobs]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,8 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--peers", type=Path, default=per_example_gradients.PEERS, help="Python of the peers"
     )
     given = parser.parse_args(given_arguments)
-    python = None if given.no_peers else given.peers
-    cases = {name: variants(name, tiny=given.tiny, python=python) for name in CASES}
+    cases = {name: variants(name, tiny=given.tiny) for name in CASES}
+    if not given.no_peers:
+        # Opacus has no tied weights.
+        for name in (*CASES, "transformer-64-untied"):
+            others = per_example_gradients.peers(name, tiny=given.tiny, python=given.peers)
+            if others:
+                cases[name + harness.PEERS] = others
     return harness.run("private_training", cases, given, goals=GOALS)
 
 

@@ -145,6 +145,7 @@ def noise_for(
 def train(config: Config, key, data, loop, *, network, epsilon, rate, variant, name):
     """Accuracy over time on both splits, and the epsilon that was spent."""
     model = Perceptron(config.hidden) if network == "mlp" else Convolutional()
+    apply: Any = model.apply
     num_examples = data["x"].shape[0]
     sampling = gradients.PoissonSampling(num_examples, min(1.0, config.batch / num_examples))
     z, spent = noise_for(sampling, config.num_steps, epsilon, config.delta, config.accountant)
@@ -152,9 +153,7 @@ def train(config: Config, key, data, loop, *, network, epsilon, rate, variant, n
     bound = config.small_bound if small else config.clip_norm
     quantile = gradients.QuantileClipping(count_noise=config.batch / 20)
     private = gradients.private_gradient(
-        lambda params, x, y: optax.softmax_cross_entropy_with_integer_labels(
-            model.apply(params, x), y
-        ),
+        lambda params, x, y: optax.softmax_cross_entropy_with_integer_labels(apply(params, x), y),
         # Without privacy nothing is clipped either.
         clip_norm=math.inf if math.isinf(epsilon) else bound,
         noise_multiplier=z,
@@ -183,7 +182,7 @@ def train(config: Config, key, data, loop, *, network, epsilon, rate, variant, n
 
     def evaluate(state, data):
         def accuracy(x, y):
-            logits = jax.vmap(model.apply, (None, 0))(state[0], x)
+            logits = jax.vmap(apply, (None, 0))(state[0], x)
             return jnp.mean((jnp.argmax(logits, -1) == y).astype(jnp.float32))
 
         return {

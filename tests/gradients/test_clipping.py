@@ -24,7 +24,7 @@ def value(x, clip_norm=C, **options):
 
 
 def test_norm_within_the_bound_is_unchanged():
-    x = np.float32([[0.1, 0.3]])
+    x = np.array([[0.1, 0.3]], np.float32)
     np.testing.assert_array_equal(value(x), x[0])
 
 
@@ -60,7 +60,7 @@ def test_row_with_a_bad_group_is_zeroed_in_all_groups():
 
 
 def test_padding_is_zero_even_if_nan():
-    x = np.float32([[0.1, 0.2], [np.nan, np.nan]])
+    x = np.array([[0.1, 0.2], [np.nan, np.nan]], np.float32)
     total = gradients.clipped_sum(rows(jnp.asarray(x)), C, mask=jnp.asarray([True, False]))
     np.testing.assert_array_equal(total.value, x[0])
     assert int(total.nonfinite) == 0
@@ -171,9 +171,9 @@ def test_matches_optax(key):
     st.sampled_from(["rescale", "automatic"]),
 )
 def test_one_example_moves_the_sum_by_at_most_the_bound(batch, other, style):
-    x = np.float32(batch).reshape(2, 3)
+    x = np.array(batch, np.float32).reshape(2, 3)
     options = {"style": style, "groups": "flat"}
-    neighbour = np.concatenate([x, np.float32(other)[None]])
+    neighbour = np.concatenate([x, np.array([other], np.float32)])
     padded = np.concatenate([x, np.zeros((1, 3), np.float32)])
     difference = value(neighbour, **options) - value(padded, **options)
     assert np.linalg.norm(difference) <= C * (1 + 1e-5)

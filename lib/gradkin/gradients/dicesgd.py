@@ -99,7 +99,7 @@ def dicesgd(
         error = jax.tree.map(lambda p: jnp.zeros(np.shape(p), np.float32), params)
         return ErrorFeedbackState(error, key, jnp.zeros((), np.int32))
 
-    def update(updates: Any, state: ErrorFeedbackState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
         G = as_matrix(updates)
         total = clipping.clipped_sum(G, clip_norm)

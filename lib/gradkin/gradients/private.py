@@ -291,8 +291,8 @@ def _batch_size(axes: tuple[int | None, ...], batch: tuple[Any, ...]) -> int:
         if axis == 0
         for x in jax.tree.leaves(arg)
     ]
-    sizes = {shape[0] if shape else None for shape in shapes}
-    if len(sizes) != 1 or None in sizes:
+    sizes = {shape[0] if shape else -1 for shape in shapes}
+    if len(sizes) != 1 or -1 in sizes:
         raise ValueError(
             f"Expected a batch with one leading axis of examples, got shapes {shapes}."
         )

@@ -67,7 +67,7 @@ def private_aggregate(
       Abadi et al. (2016), "Deep Learning with Differential Privacy", CCS. :cite:`abadi:16`
     """
 
-    def update(updates: Any, state: PrivateAggregateState, params: Any = None) -> Any:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
         total = clipping.clipped_sum(as_matrix(updates), clip_norm, groups=groups, style=style)
         noised = noise.add_noise(

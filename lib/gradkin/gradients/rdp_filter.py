@@ -140,7 +140,7 @@ class RdpFilter:
 
     def allows(self, spent: Scalar, noise_multiplier: Scalar) -> Array:
         """Whether one more step stays within the budget."""
-        return spent + self.cost(noise_multiplier) <= self.budget
+        return jnp.less_equal(spent + self.cost(noise_multiplier), self.budget)
 
     def spent_epsilon(self, spent: Scalar) -> Array:
         """Epsilon of what was spent; zero before the first step."""
