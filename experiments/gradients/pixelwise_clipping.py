@@ -8,10 +8,13 @@ pre-trained model: digits in colour, a convolutional autoencoder with a nearly a
 to leave it as ill-conditioned as it likes), a class-conditional denoiser in its latent space, and
 an image (or a coordinate network) optimised by score distillation through the frozen encoder.
 
-    python -m experiments run gradients/pixelwise_clipping --preset quick --seeds 3   # 2 minutes
+    python -m experiments run gradients/pixelwise_clipping --preset quick --seeds 3   # 1 minute
 
-Each method's bound is the best of as many values by the classifier's probability of the
-class on another set of images.
+Each method's bound is the best of as many values by the classifier's probability of the class on
+another set of images. What was seen: the small encoder is well conditioned (the largest pixel
+gradient is 6 times the median, not 20), every method draws a digit that the classifier is sure of,
+and there is nothing left for clipping to improve. With the latents unbounded and a sixth of the
+training, no method drew a digit, and the differences were noise.
 """
 
 import dataclasses
@@ -39,19 +42,19 @@ BOUNDS = (0.3, 1.0, 3.0)
 @dataclasses.dataclass(frozen=True)
 class Config:
     data: str = "digits"
-    side: int = 16
+    side: int = 8
     channels: int = 8
     latent: int = 4
-    model_steps: int = 250
+    model_steps: int = 1500
     batch: int = 32
-    distill_steps: int = 100
+    distill_steps: int = 200
     guidance: float = 5.0
     image_rate: float = 0.03
     classes: tuple[int, ...] = (3, 7)
 
 
 PRESETS = {
-    "smoke": Config(side=8, channels=4, model_steps=2, batch=8, distill_steps=2, classes=(0,)),
+    "smoke": Config(channels=4, model_steps=2, batch=8, distill_steps=2, classes=(0,)),
     "quick": Config(),
     "paper": Config(
         side=256, channels=64, model_steps=50_000, distill_steps=10_000, guidance=100.0
@@ -112,7 +115,9 @@ def encode(p, x):
     """Latent mean and log variance, at half the resolution."""
     h = jax.nn.silu(conv(p[0], x))
     h = jax.nn.silu(conv(p[1], h, 2))
-    return jnp.split(conv(p[2], h), 2, axis=-1)
+    mean, log_var = jnp.split(conv(p[2], h), 2, axis=-1)
+    # Of the scale of the noise it will be mixed with.
+    return 2 * jnp.tanh(mean), log_var
 
 
 def decode(p, z):
@@ -217,11 +222,13 @@ def pixel_gradient(p, key, image, label, config):
 def suppress(method, grad, bound):
     """What the method of this number does to the pixel gradient."""
     norm = jnp.linalg.norm(grad)
+    # As it is used: a hook on the rendered image that the backward pass goes through.
+    hook = lambda x: jnp.vdot(grad, gradients.clip_cotangent(x, bound))
     ways = (
         grad,
         jnp.clip(grad, -bound, bound),
         grad * jnp.minimum(1, bound / norm),
-        gradients.pixelwise_clip(grad, bound),
+        jax.grad(hook)(jnp.zeros_like(grad)),
     )
     return jnp.stack(ways)[method]
 
@@ -363,7 +370,7 @@ CLAIMS = (
         holds=lambda difference: difference > 0,
         rule="mean",
         threshold="difference in the class's probability > 0",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
     Claim(
         text="It is recognised better than with the clamp of values and with the global norm.",
@@ -384,6 +391,6 @@ CLAIMS = (
         holds=lambda difference: difference > 0,
         rule="mean",
         threshold="drop of the border's total variation > 0",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
 )
