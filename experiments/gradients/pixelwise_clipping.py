@@ -202,8 +202,10 @@ def render(params, field, config):
     grid = jnp.stack(jnp.meshgrid(line, line), axis=-1)
     waves = jnp.concatenate([grid * np.float32(np.pi * 2**k / 2) for k in range(8)], axis=-1)
     h = jnp.concatenate([grid, jnp.sin(waves), jnp.cos(waves)], axis=-1)
+    h = jnp.reshape(h, (-1, h.shape[-1]))
     h = jnp.sin(h @ params[0]["w"] + params[0]["b"])
-    return jax.nn.sigmoid(h @ params[1]["w"] + params[1]["b"])
+    h = jax.nn.sigmoid(h @ params[1]["w"] + params[1]["b"])
+    return jnp.reshape(h, (config.side, config.side, 3))
 
 
 def pixel_gradient(p, key, image, label, config):
@@ -320,7 +322,8 @@ def run(config: Config, key, data, loop) -> dict[str, Any]:
             name = f"{field}, {method}"
             metrics[f"{name}, probability"] = jnp.mean(pick(right), axis=-1)
             metrics[f"{name}, variation"] = jnp.mean(pick(variation), axis=-1)
-            metrics[f"{name}, image"] = pick(images)[:, 0]
+            stride = max(1, config.side // 32)
+            metrics[f"{name}, image"] = pick(images)[:, 0, ::stride, ::stride]
     return metrics
 
 

@@ -17,7 +17,7 @@ bounds wander; its noise ends the run early or late, and costs perplexity.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,20 @@ import optax
 
 import gradkin
 from experiments import figures
+from experiments.gradients.adapters import (
+    PROJECTIONS,
+    adapters_init,
+    corpus,
+    model_init,
+    sentence_loss,
+)
+from experiments.gradients.bowl import GROUPS, bowl_loss, bowl_start, bowl_step
+from experiments.gradients.control import decide, start_control
 from experiments.runner import Claim
 from gradkin import gradients, optim
 
 PAPERS = ("rldp-adaptive-dp",)
 VMAP_SEEDS = True
-GROUPS, WIDTH = 8, 10  # of the bowl
-PROJECTIONS = ("q", "k", "v", "o")
 METHODS = ("fixed", "quantile", "learned")
 
 
@@ -77,92 +84,7 @@ def data_spec(config: Config) -> dict[str, Any]:
     return {}
 
 
-class Control(NamedTuple):
-    """An agent, what it controls and what it last saw and did."""
-
-    agent: Any
-    replay: Any  # the last transitions, oldest first
-    bounds: Any
-    noise: Any
-    observation: Any
-    action: Any
-    loss: Any
-    count: Any
-
-
-REPLAY, SAC_BATCH, SAC_RATE = 64, 32, 3e-3
-
-
-def start_control(key, bounds, noise, observation_size):
-    actions = len(bounds) + 1
-    agent = gradients.sac_init(
-        key, observation_size=observation_size, action_size=actions, learning_rate=SAC_RATE
-    )
-    rows = lambda *shape: jnp.zeros((REPLAY, *shape))
-    replay = gradients.Transitions(
-        rows(observation_size), rows(actions), rows(), rows(observation_size)
-    )
-    observation, action = jnp.zeros(observation_size), jnp.zeros(actions)
-    zero = jnp.float32(0)
-    return Control(agent, replay, bounds, jnp.float32(noise), observation, action, zero, zero)
-
-
-def decide(key, control, controller, seen, loss, cost):
-    """Learn from the interval that ended and act for the next."""
-    draw, first, second, act = jax.random.split(key, 4)
-    observation = jnp.concatenate([seen, jnp.log(control.bounds), jnp.log(control.noise)[None]])
-    reward = gradients.rldp_reward(control.loss - loss, cost)
-    new = gradients.Transitions(control.observation, control.action, reward, observation)
-    replay = jax.tree.map(lambda r, x: jnp.concatenate([r[1:], x[None]]), control.replay, new)
-    # The first interval has nothing before it.
-    known = control.count >= 1
-    replay = jax.tree.map(lambda a, b: jnp.where(known, a, b), replay, control.replay)
-    stored = jnp.clip(control.count, 1, REPLAY)
-    rows = REPLAY - 1 - jnp.floor(jax.random.uniform(draw, (2, SAC_BATCH)) * stored).astype(int)
-
-    def learn(agent, use):
-        key, picked = use
-        batch = jax.tree.map(lambda r: r[picked], replay)
-        updated = gradients.sac_update(key, agent, batch, learning_rate=SAC_RATE)
-        return jax.tree.map(lambda a, b: jnp.where(known, a, b), updated, agent), None
-
-    agent, _ = jax.lax.scan(learn, control.agent, (jnp.stack([first, second]), rows))
-    action = gradients.sac_act(act, agent, observation)
-    bounds, noise = controller.apply(control.bounds, control.noise, action)
-    count = control.count + 1
-    return Control(agent, replay, bounds, noise, observation, action, loss, count)
-
-
 # ---- the bowl ----------------------------------------------------------------------------------
-
-CURVATURES = np.logspace(0, 2, GROUPS).astype(np.float32)
-
-
-def bowl_step(config, key, x, bounds, rate, groups):
-    """One noised step; examples lie around the origin with variance 1."""
-    draw, noise = jax.random.split(key)
-    examples = jax.random.normal(draw, (config.bowl_batch, GROUPS, WIDTH))
-
-    def loss(x, example):
-        squares = [jnp.sum(jnp.square(x[f"{k}"] - example[k])) for k in range(GROUPS)]
-        return 0.5 * jnp.vdot(jnp.stack(squares), jnp.asarray(CURVATURES))
-
-    G = gradkin.per_example_grads(loss)(x, examples)
-    total = gradients.clipped_sum(G, bounds, groups=groups)
-    noised = gradients.add_noise(
-        noise, total, noise_multiplier=1.0, allocation="proportional"
-    ).mean(float(config.bowl_batch))
-    shares = 1 - noised.clipped_fraction
-    return jax.tree.map(lambda p, g: p - rate * g, x, noised.value), shares
-
-
-def bowl_loss(x):
-    squares = jnp.stack([jnp.sum(jnp.square(x[f"{k}"])) for k in range(GROUPS)])
-    return 0.5 * jnp.vdot(squares, jnp.asarray(CURVATURES))
-
-
-def bowl_start():
-    return {f"{k}": jnp.full(WIDTH, 3.0) for k in range(GROUPS)}
 
 
 def tuned_bowl(config, keys, loop, groups):
@@ -225,57 +147,6 @@ def learned_bowl(config, keys, loop, settings):
 
 
 # ---- the language model ------------------------------------------------------------------------
-
-
-def model_init(key, config):
-    """Base weights; adapters start at zero."""
-    shapes = {
-        "embed": (config.vocabulary, config.width),
-        "position": (config.length, config.width),
-        **dict.fromkeys(PROJECTIONS, (config.width, config.width)),
-        "up": (config.width, 2 * config.width),
-        "down": (2 * config.width, config.width),
-        "head": (config.width, config.vocabulary),
-    }
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: jax.random.normal(k, shape) / np.float32(np.sqrt(shape[0] if name[0] != "e" else 4))
-        for k, (name, shape) in zip(keys, shapes.items())
-    }
-
-
-def adapters_init(key, config):
-    down = lambda k: jax.random.normal(k, (config.width, config.rank)) / np.float32(config.rank)
-    return {
-        name: {"down": down(k), "up": jnp.zeros((config.rank, config.width))}
-        for name, k in zip(PROJECTIONS, jax.random.split(key, len(PROJECTIONS)))
-    }
-
-
-def sentence_loss(adapters, base, tokens):
-    """Mean next-token loss of one sentence ``[length + 1]``."""
-    project = lambda name, h: h @ base[name] + (h @ adapters[name]["down"]) @ adapters[name]["up"]
-    h = base["embed"][tokens[:-1]] + base["position"]
-    q, k, v = (project(name, h) for name in "qkv")
-    scores = q @ k.T / np.float32(np.sqrt(h.shape[1]))
-    causal = np.tril(np.ones((len(tokens) - 1,) * 2, bool))
-    h = h + project("o", jax.nn.softmax(jnp.where(causal, scores, -1e9), axis=-1) @ v)
-    h = h + jax.nn.relu(h @ base["up"]) @ base["down"]
-    logits = h @ base["head"]
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens[1:]))
-
-
-def corpus(key, config, table, count):
-    """Sentences of an order-one Markov source."""
-    first, rest = jax.random.split(key)
-    start = jax.random.randint(first, (count,), 0, config.vocabulary)
-
-    def step(token, key):
-        token = jax.random.categorical(key, table[token])
-        return token, token
-
-    _, tokens = jax.lax.scan(step, start, jax.random.split(rest, config.length))
-    return jnp.concatenate([start[None], tokens]).T
 
 
 def pretrained(config, keys, loop):
