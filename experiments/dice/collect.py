@@ -30,10 +30,18 @@ from gradkin.dice.transitions import Transitions
 UPDATES_PER_CALL = 100
 
 
+def require_gymnasium() -> Any:
+    """The module, or an error that names the extra it comes with."""
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise ImportError("MuJoCo data need gymnasium: pip install 'gradkin[rl]'.") from error
+    return gymnasium
+
+
 def make_environment(name: str) -> Any:
     """A gymnasium environment; MuJoCo writes a log where it is loaded: not into the repository."""
-    import gymnasium
-
+    gymnasium = require_gymnasium()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         return gymnasium.make(name)
 
@@ -154,7 +162,7 @@ def read_policies(path) -> tuple[dict, dict]:
 
 def roll_out(path, mixture: dict[str, int], *, seed: int = 0) -> tuple[dict, dict]:
     """Episodes of each named policy ("random" too): D4RL arrays, provenance."""
-    import gymnasium
+    gymnasium = require_gymnasium()
     import mujoco
 
     actors, about = read_policies(path)

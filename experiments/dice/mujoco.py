@@ -3,6 +3,7 @@
 import os
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,6 @@ import numpy as np
 from experiments.dice import collect
 from gradkin.data import rl
 from gradkin.dice import normalized_score
-
-try:
-    import gymnasium
-except ImportError as error:
-    raise ImportError("MuJoCo data need gymnasium: pip install 'gradkin[rl]'.") from error
 
 ENVIRONMENTS = {
     "halfcheetah": "HalfCheetah-v5",
@@ -58,7 +54,7 @@ def episodes(name: str, mixture: dict[str, int], *, seed: int = 0) -> rl.Episode
 
 
 @lru_cache(maxsize=8)
-def environment(name: str) -> gymnasium.Env:
+def environment(name: str) -> Any:
     return collect.make_environment(ENVIRONMENTS[family(name)])
 
 

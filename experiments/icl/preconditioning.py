@@ -120,7 +120,7 @@ def analyse(config, key, restarts, variances, noise):
     return {
         "restarts": losses,
         "loss": attention_loss(weights, tasks),
-        "loss_rate": loss_of(preconditioned(best.rate * present), tasks),
+        "loss_rate": loss_of(preconditioned(jnp.where(present, best.rate, 0)), tasks),
         "loss_preconditioned": loss_of(preconditioned(wanted), tasks),
         "closed_rate": best.loss,
         "closed_preconditioned": best.preconditioned_loss,

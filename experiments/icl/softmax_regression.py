@@ -204,13 +204,14 @@ def compare(config, params, test, rates):
     }
     constructed = center(layer_scores(exact, a, b, softmax=False))
     linear = params["linear"]
+    shown = 1000 // config.num_tokens  # tasks in the figure
     product = linear["bilinear"][0] * linear["value"][0]
     return metrics | {
         "construction_gap": jnp.abs(constructed - one_step).max(),
         "product": product,
         "rate_per_token": per_token,
-        "scores_linear": center(layer_scores(linear, a[:50], b[:50], softmax=False)),
-        "scores_gd": one_step[:50],
+        "scores_linear": center(layer_scores(linear, a[:shown], b[:shown], softmax=False)),
+        "scores_gd": one_step[:shown],
     }
 
 

@@ -1,5 +1,6 @@
 """Every experiment: says what it is, runs at smoke, and can be compiled at its paper's setting."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -20,10 +21,14 @@ NAMES = discover.names()
 PAPERS = bibliography.read()
 
 
-def load(name):
-    """The experiment; skipped where an extra that it names is not installed."""
+load = discover.load
+
+
+@contextlib.contextmanager
+def skipped_without_extra():
+    """Skip where an experiment says which extra its data need."""
     try:
-        return discover.load(name)
+        yield
     except ImportError as error:
         if "gradkin[" in str(error):
             pytest.skip(str(error))
@@ -64,9 +69,8 @@ def test_claims_are_of_its_papers(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path):
-    load(name)
     run = prepare(name, preset="smoke", seeds=2, out=tmp_path)
-    with shared_programs():
+    with shared_programs(), skipped_without_extra():
         found = execute(run, run.module.load(run.config))
     assert found is not None
     assert found["metrics"]
@@ -78,7 +82,8 @@ def test_smoke(name, tmp_path):
 def test_paper_preset_lowers(name):
     module = load(name)
     config = module.PRESETS["paper"]
-    spec = getattr(module, "data_spec", module.load)(config)
+    with skipped_without_extra():
+        spec = getattr(module, "data_spec", module.load)(config)
     spec = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype)), spec
     )

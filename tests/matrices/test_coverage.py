@@ -12,7 +12,7 @@ from tests.matrices import oracle, zoo
 from tests.matrices.models import attention, convolution
 
 # Added to the activations, so that their gradient is the cotangent itself.
-ADDED = ("bias", "scale", "position", "token", "bias/value", "scale/value", "norm/weight")
+ADDED = ("bias", "scale", "position", "token", "norm/weight")
 
 # Kernels formed by shifted products, because the maps are larger than the kernel.
 FORMED = {
@@ -53,7 +53,7 @@ ROWS = {
     "scalar_lookup": {"column", "deep", "row", "taken"},
     "lookup_modes": {"clip", "fill", "promise", "wrap"},
     "lstm": {"embedding"},
-    "nnx_transformer": {"embed/embedding/value"},
+    "nnx_transformer": {"embed/embedding"},
     "linen_decoder": {"Embed_0/embedding"},
 }
 

@@ -32,9 +32,7 @@ def smallest(values: Array, number: int) -> Array:
 def bounds(values: Array, level: int) -> tuple[Array, Array]:
     """The (level + 1)-th smallest and (level + 1)-th largest of each column of ``[m, n]``."""
     # Both ends in one pass: the largest are the smallest of the negated.
-    low, negated = jnp.split(
-        smallest(jnp.concatenate([values, -values], axis=1), level + 1)[-1], 2
-    )
+    low, negated = jnp.split(smallest(jnp.concatenate([values, -values], axis=1), level + 1)[-1], 2)
     return low, -negated
 
 

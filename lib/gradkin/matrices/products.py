@@ -336,16 +336,18 @@ def _pair_rows(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
 
 
 def second_moment(
-    leaf: Leaf, table: Sequence[Array], squared_weights: Array | None, num_examples: int
+    leaf: Leaf, table: Sequence[Array], weights: Array | None, num_examples: int
 ) -> Array:
     """``sum_b weights_b^2 g_b^2``, entry by entry."""
+    if weights is not None:
+        weights = jnp.square(weights.astype(dtype(leaf, table)))
     terms = parts(leaf, table)
     kept = {batch(), *axes(leaf)}
     if len(terms) == 1 and terms[0].row is None and all(kept >= {*x[1]} for x in terms[0].factors):
         # One position per example: the square of a product is the product of squares.
         squares = [(jnp.square(jnp.abs(x)), labels) for x, labels in terms[0].factors]
         part = Part(None if len(squares) == 1 else squares[0], squares[-1], None)
-        part, rest = _weigh(part, squared_weights, num_examples)
+        part, rest = _weigh(part, weights, num_examples)
         if part.a is None:
             value = contraction.align(*_summed(part.d, axes(leaf)), axes(leaf))
         else:
@@ -354,9 +356,8 @@ def second_moment(
     else:
         formed = rows(leaf, table, num_examples).reshape((num_examples, *leaf.sizes))
         squares = jnp.square(jnp.abs(formed.astype(dtype(leaf, table))))
-        weights = (
-            jnp.ones(num_examples, squares.dtype) if squared_weights is None else squared_weights
-        )
+        if weights is None:
+            weights = jnp.ones(num_examples, squares.dtype)
         value = contraction.contract(
             weights.astype(squares.dtype), (batch(),), squares, (batch(), *axes(leaf)), axes(leaf)
         )

@@ -160,10 +160,9 @@ def materialize(G: Any) -> PyTree:
 
 @_verb
 def second_moment(G: Any) -> PyTree:
-    squares = None if G.weights is None else jnp.square(G.weights)
     return G.tree(
         [
-            products.second_moment(leaf, G.table, squares, G.num_examples)
+            products.second_moment(leaf, G.table, G.weights, G.num_examples)
             if leaf.selected
             else None
             for leaf in G.leaves
