@@ -88,7 +88,7 @@ def check(operations, options, remat, stacked, outside):
         step = jax.checkpoint(step) if remat else step
         start = jnp.tanh(p["bias"] @ p["w"]) if outside else jnp.zeros(SIZE, jnp.float32)
         h, y = jax.lax.scan(step, start, x, **options)
-        total = jnp.sum(h**2) + (jnp.sum(jnp.sin(y)) if stacked else 0.0)
+        total = jnp.sum(h**2) + (jnp.sum(jnp.sin(y)) if y is not None else 0.0)
         return total + (jnp.sum(jnp.sin(h @ p["layers"][1])) if outside else 0.0)
 
     model = Model(loss, (params(), normal(5, 2, 3, SIZE)))
