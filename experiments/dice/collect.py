@@ -14,6 +14,7 @@ experiments/dice/policies come from 500,000. Needs `pip install gradkin[rl]`.
 import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
 import pickle
@@ -162,8 +163,7 @@ def read_policies(path) -> tuple[dict, dict]:
 
 def roll_out(path, mixture: dict[str, int], *, seed: int = 0) -> tuple[dict, dict]:
     """Episodes of each named policy ("random" too): D4RL arrays, provenance."""
-    gymnasium = require_gymnasium()
-    import mujoco
+    require_gymnasium()
 
     actors, about = read_policies(path)
     env = make_environment(about["env"])
@@ -184,7 +184,7 @@ def roll_out(path, mixture: dict[str, int], *, seed: int = 0) -> tuple[dict, dic
     arrays = {name: np.concatenate(c) for name, c in zip(names, zip(*columns))}
     for name in ("terminals", "timeouts"):
         arrays[name] = arrays[name].astype(bool)
-    versions = {"gymnasium": gymnasium.__version__, "mujoco": mujoco.__version__}
+    versions = {name: importlib.metadata.version(name) for name in ("gymnasium", "mujoco")}
     return arrays, about | {"mixture": returns, "rollout_seed": seed, "versions": versions}
 
 
