@@ -93,7 +93,7 @@ def test_rows_taken(G, rows, index):
 
 
 def test_rows_taken_out_of_range(G):
-    with pytest.raises(IndexError, match="below 4"):
+    with pytest.raises(IndexError, match="from -4 to 3"):
         G[4]
     with pytest.raises(IndexError, match="mask of shape"):
         G[np.array([True, False])]

@@ -30,6 +30,15 @@ def row_values(values: Any, num_examples: int, name: str, *, leading: bool = Fal
     return values
 
 
+def not_a_matrix(tangent: Any) -> None:
+    """Raise TypeError for ``G @ H``, where ``G @ H.T`` was meant."""
+    if hasattr(tangent, "squared_norms"):
+        raise TypeError(
+            "Expected a pytree like the parameters, got a matrix of gradients: for inner products "
+            "of rows write G @ H.T."
+        )
+
+
 def row_mask(mask: Any, num_examples: int) -> Array:
     """``mask`` as booleans, one per example."""
     mask = jnp.asarray(mask)
@@ -45,7 +54,9 @@ def row_index(index: Any, num_examples: int) -> tuple[Array, bool]:
     """Row numbers selected by an integer, slice, mask or integers; whether it was one row."""
     if isinstance(index, int | np.integer):
         if not -num_examples <= index < num_examples:
-            raise IndexError(f"Expected an index below {num_examples}, got {index}.")
+            raise IndexError(
+                f"Expected an index from {-num_examples} to {num_examples - 1}, got {index}."
+            )
         return jnp.asarray([int(index) % num_examples]), True
     if isinstance(index, slice):
         return jnp.asarray(np.arange(num_examples)[index]), False

@@ -23,6 +23,7 @@ class Explanation(NamedTuple):
 
     rows: tuple[Row, ...]
     num_examples: int
+    stored: int
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "terms", "route", "norm madds", "stored", "gradient", "why")
@@ -45,10 +46,9 @@ class Explanation(NamedTuple):
             "  ".join([*(cell.ljust(w) for cell, w in zip(line, widths, strict=False)), line[-1]])
             for line in lines
         ]
-        total = sum(row.numbers for row in self.rows)
         dense = sum(math.prod(row.shape) for row in self.rows)
         text.append(
-            f"{self.num_examples} examples, {_short(total)} numbers stored per example "
+            f"{self.num_examples} examples, {_short(self.stored)} numbers stored per example "
             f"instead of {_short(dense)}"
         )
         return "\n".join(text)
@@ -67,7 +67,9 @@ def explain(G: Any) -> Explanation:
     """Describe every selected leaf of a recorded matrix."""
     shapes = [tuple(x.shape) for x in G.table]
     rows = tuple(_row(leaf, shapes) for leaf in G.leaves if leaf.selected)
-    return Explanation(rows, G.num_examples)
+    # Not the sum of the rows: a factor that two parameters share is stored once.
+    stored = sum(math.prod(shape) for shape in shapes) // G.num_examples
+    return Explanation(rows, G.num_examples, stored)
 
 
 def _row(leaf: Leaf, shapes: list[tuple[int, ...]]) -> Row:

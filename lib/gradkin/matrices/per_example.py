@@ -214,8 +214,9 @@ def check_arguments(spec: Transformation, args: tuple[Any, ...]) -> int:
             raise TypeError(
                 f"Expected floating-point parameters, got {jnp.result_type(leaf)} at "
                 f"{path_name(path)!r}. Split other state off first, for instance with "
-                "graphdef, params, rest = nnx.split(model, nnx.Param, ...), pass rest as an "
-                "argument of its own and merge inside the loss."
+                "graphdef, params, rest = nnx.split(model, nnx.Param, ...) (after model.eval(), if "
+                "it owns random numbers), and merge inside the loss; an argument that is not "
+                "batched, such as rest, has None in in_axes."
             )
     if not jax.tree.leaves(params):
         raise ValueError("Expected parameters with at least one leaf, got none.")

@@ -52,6 +52,9 @@ class PerExampleGrads:
     def __len__(self) -> int:
         return self.num_examples
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(examples, parameters)``, counting the selected columns."""
@@ -102,6 +105,7 @@ class PerExampleGrads:
             if not isinstance(other.matrix, PerExampleGrads):
                 return (other.matrix @ self.T).T  # a streamed matrix makes its own rows
             return verbs.inner(self, other.matrix)
+        arguments.not_a_matrix(other)
         return verbs.tangent(self, self.leaves_like(other, "tangent"))
 
     def __rmatmul__(self, weights: Any) -> PyTree:
@@ -124,8 +128,7 @@ class PerExampleGrads:
         Note:
           Squaring halves the digits: values below about 3e-4 of the largest are noise in float32.
         """
-        values = jnp.linalg.eigvalsh(self.gram())[::-1]
-        return verbs.safe_sqrt(jnp.maximum(values, jnp.zeros_like(values)))
+        return verbs.singular_values(self.gram())
 
     def kfac_factors(self) -> PyTree:
         """Kronecker factors ``(left, right)`` of each leaf's second moment: see `factored`."""
@@ -214,6 +217,11 @@ class PerExampleGrads:
         Row weights stay as they are: ``G.clip(c).select(p)`` keeps the weights of whole rows,
         ``G.select(p).clip(c)`` clips what was selected. Unselected leaves are None in results.
         """
+        if not callable(predicate):
+            raise TypeError(
+                f"Expected predicate to be a function of a path, got {predicate!r}; for one "
+                "parameter: lambda path: path == 'layers/0/kernel'."
+            )
         leaves = [
             leaf if leaf.selected and predicate(leaf.path) else verbs.dropped(leaf)
             for leaf in self.leaves

@@ -37,7 +37,8 @@ class StreamedPerExampleGrads:
     Attributes:
       args: the loss's arguments, batched.
       operands: arrays of the pending row operations.
-      losses: the examples' losses ``[B]``, if they were asked for.
+      losses: the examples' losses ``[B]``; None unless made by `value_and_per_example_grads`,
+        because they cost a pass.
       spec: what is differentiated.
       operations: names and options of the pending row operations.
       num_examples: ``B``.
@@ -58,6 +59,9 @@ class StreamedPerExampleGrads:
 
     def __len__(self) -> int:
         return self.num_examples
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_examples} examples, batch_size={self.batch_size})"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,6 +108,7 @@ class StreamedPerExampleGrads:
         """``G @ tangent`` is ``[B]``; ``G @ H.T`` is ``[B, B']``."""
         if isinstance(other, Transposed):
             return _inner(self, other.matrix)
+        arguments.not_a_matrix(other)
         return _tangent(self, other)
 
     def __rmatmul__(self, weights: Any) -> PyTree:
@@ -119,6 +124,10 @@ class StreamedPerExampleGrads:
         """Cosines of the angles between rows; a zero row has cosine zero."""
         other = self if other is None else other
         return self.normalize() @ other.normalize().T
+
+    def singular_values(self) -> Array:
+        """Singular values, largest first (see `PerExampleGrads.singular_values`)."""
+        return verbs.singular_values(self.gram())
 
     def materialize(self) -> PyTree:
         """All rows multiplied out: a pytree of ``[B, *shape]``."""

@@ -38,6 +38,12 @@ def inner(left: Any, right: Any) -> Array:
     return _inner(left, right)
 
 
+def singular_values(gram: Array) -> Array:
+    """Roots of the eigenvalues, largest first; what rounding made negative is zero."""
+    values = jnp.linalg.eigvalsh(gram)[::-1]
+    return safe_sqrt(jnp.maximum(values, jnp.zeros_like(values)))
+
+
 def safe_sqrt(x: Array) -> Array:
     """Square root whose derivative at zero is zero instead of infinite."""
     positive = x > 0
