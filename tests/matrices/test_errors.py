@@ -209,3 +209,10 @@ def test_matrix_times_matrix_without_transpose(G):
 def test_weights_are_not_gradients():
     with pytest.raises(ValueError, match="tangent to have the structure of the parameters"):
         gradkin.per_example_grads(loss)(PARAMS, X) @ np.ones(4)  # type: ignore[operator]
+
+
+def test_parameters_of_equal_paths():
+    params = {"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}
+    loss = lambda p, x: jnp.vdot(p["a"]["b"] + p["a/b"], x)
+    with pytest.raises(ValueError, match="'a/b' twice"):
+        gradkin.per_example_grads(loss)(params, jnp.ones((3, 2)))

@@ -111,6 +111,8 @@ def _stay_unformed(
     if name == "concatenate":
         return [_concatenate([lazy.as_lazy(read(v)) for v in step.inputs], step)]
     if name == "scan":
+        if step.params["length"] == 0:
+            return None
         return scans.evaluate_scan(step, read, numbers, unformed, evaluate, squares)
     if name in programs.SUMS:
         left, right = (lazy.as_lazy(read(v)) for v in step.inputs)
@@ -164,8 +166,10 @@ def _stay_unformed(
     if name == "convert_element_type":
         if not jnp.issubdtype(aval.dtype, jnp.inexact):
             return None
+        if aval.dtype.itemsize > value.dtype.itemsize and lazy.is_rounded(value):
+            return None  # the rounding in between must happen
         return [value._replace(dtype=aval.dtype)]
-    if name in ("copy", "copy_p", "reduce_precision"):
+    if name in ("copy", "copy_p"):
         return [value]
     return None
 
@@ -214,7 +218,7 @@ def _scatter_add(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
     for d, i in zip(batching, index_batching, strict=True):
         axis_labels[d] = id_labels[i]
 
-    ids = indices[..., 0]
+    ids = _wide_ids(indices[..., 0])
     if step.params["mode"] == jax.lax.GatherScatterMode.CLIP:
         ids = jnp.clip(ids, 0, row.size - 1)
     else:
@@ -227,6 +231,11 @@ def _scatter_add(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
     )
     start = lazy.as_lazy(operand)
     return lazy.add(start, Lazy(start.shape, start.dtype, (product,)))
+
+
+def _wide_ids(ids: Any) -> Any:
+    """At least 32 bits, so that the number of rows itself is an id."""
+    return ids.astype(np.int32) if ids.dtype.itemsize < 4 else ids
 
 
 def _set_rows(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
@@ -248,7 +257,7 @@ def _set_rows(operand: Any, indices: Any, updates: Any, step: Step) -> Lazy:
         raise Unsupported("a general scatter")
     (row_axis, row_window) = short[0]
     position = [int(d) for d in numbers.scatter_dims_to_operand_dims].index(row_axis)
-    ids = jnp.clip(indices[..., position], 0, shape[row_axis] - 1)
+    ids = jnp.clip(_wide_ids(indices[..., position]), 0, shape[row_axis] - 1)
     id_labels = [Label(n) for n in ids.shape]
     places = iter(id_labels)
     labels = [Label(n) if axis in windows else next(places) for axis, n in enumerate(updates.shape)]

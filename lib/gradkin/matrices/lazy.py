@@ -128,6 +128,13 @@ def force(value: Any) -> Array:
     return jnp.zeros(value.shape, value.dtype) if total is None else total
 
 
+def is_rounded(value: Lazy) -> bool:
+    """Whether the value has fewer bits than the products that it stands for."""
+    factors = [x.array for t in value.terms if isinstance(t, Product) for x in (t.a, t.d)]
+    kinds = [x.dtype for x in factors if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return any(kind.itemsize > np.dtype(value.dtype).itemsize for kind in kinds)
+
+
 def _map(value: Lazy, shape: tuple[int, ...], on_product: Any, on_array: Any) -> Lazy:
     terms = []
     for term in value.terms:
@@ -223,7 +230,8 @@ def regroup(term: Product, shape: tuple[int, ...]) -> Product:
             have *= group[-1].size
         groups.append(tuple(group))
     # What is left has size one; it stays summed over, which changes nothing.
-    if any(label.size != 1 for label in labels):
+    row = term.a.row if isinstance(term.a, OneHot) else None
+    if any(label.size != 1 or label is row for label in labels):
         raise Unsupported("reshape")
     return term._replace(out=tuple(groups))
 

@@ -13,7 +13,14 @@ from gradkin import checks
 from gradkin.matrices import streamed, verify
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.recorded import PerExampleGrads
-from gradkin.matrices.recording import ByIdentity, Transformation, mapped_axes, parameters, record
+from gradkin.matrices.recording import (
+    ByIdentity,
+    Transformation,
+    leaf_axes,
+    mapped_axes,
+    parameters,
+    record,
+)
 
 
 def per_example_grads(
@@ -218,22 +225,19 @@ def check_arguments(spec: Transformation, args: tuple[Any, ...]) -> int:
                 "it owns random numbers), and merge inside the loss; an argument that is not "
                 "batched, such as rest, has None in in_axes."
             )
-    if not jax.tree.leaves(params):
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"Expected parameters with different paths, got {path!r} twice.")
+    if not paths:
         raise ValueError("Expected parameters with at least one leaf, got none.")
     in_axes = mapped_axes(spec)
     found: dict[int, str] = {}
     shapes: list[Any] = []
     for number, (axes, arg) in enumerate(zip(in_axes, args, strict=True)):
-        broadcast = jax.tree.broadcast(
-            axes, arg, is_leaf=lambda x: x is None
-        ) if axes is not None else jax.tree.map(lambda _: -1, arg)  # fmt: skip
-        if axes is None:
-            shapes.append(jax.tree.map(_shape, arg))
-            continue
         one = []
         flat, structure = jax.tree_util.tree_flatten_with_path(arg)
-        flat_axes = jax.tree.leaves(broadcast, is_leaf=lambda x: x is None)
-        for (path, leaf), axis in zip(flat, flat_axes, strict=True):
+        for (path, leaf), axis in zip(flat, leaf_axes(axes, arg), strict=True):
             shape = list(np.shape(leaf))
             if axis is not None:
                 name = f"argument {number}" + (f" at {path_name(path)!r}" if path else "")

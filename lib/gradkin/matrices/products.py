@@ -261,7 +261,7 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
         y = contraction.contract(*q.a, *q.d, right)
         return contraction.contract(x, left, y, right, out, precision=HIGHEST)
 
-    if _own(p.a, q.a, out) and _own(p.d, q.d, out):
+    if _twins(p, q, own | set(out)):
         summed = [x for x in p.a[1] if x not in own and x not in out]
         if summed and set(summed) == {x for x in p.d[1] if x not in own and x not in out}:
             kept = [*out, *both]
@@ -278,9 +278,19 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     )
 
 
-def _own(x: Labelled, y: Labelled, out: list[Hashable]) -> bool:
-    """Whether both are one factor of the same rows."""
-    return x[0] is y[0] and [u for u in x[1] if u in out] == [u for u in y[1] if u in out]
+def _twins(p: Part, q: Part, kept: set[Hashable]) -> bool:
+    """Whether ``q`` is ``p`` with other names for the summed indices, and nothing else."""
+    assert p.a is not None
+    assert q.a is not None
+    if p.a[0] is not q.a[0] or p.d[0] is not q.d[0]:
+        return False
+    names: dict[Hashable, Hashable] = {}
+    for x, y in zip((*p.a[1], *p.d[1]), (*q.a[1], *q.d[1]), strict=True):
+        if (x in kept or y in kept) and x != y:
+            return False
+        if names.setdefault(x, y) != y:
+            return False
+    return len(set(names.values())) == len(names)
 
 
 def _own_gram(factor: Labelled, kept: list[Hashable], summed: list[Hashable]) -> Labelled:

@@ -25,7 +25,6 @@ REARRANGING = frozenset(
         "copy_p",
         "neg",
         "reduce_sum",
-        "reduce_precision",
         "pad",
         "slice",
         "split",

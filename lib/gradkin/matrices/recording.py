@@ -44,6 +44,19 @@ def mapped_axes(spec: Transformation) -> Any:
     return spec.in_axes.value if isinstance(spec.in_axes, ByIdentity) else spec.in_axes
 
 
+def leaf_axes(axes: Any, arg: Any) -> list[int | None]:
+    """The mapped axis of each leaf of an argument, from a prefix of its structure."""
+    prefix = jax.tree.map(lambda a: "none" if a is None else a, axes, is_leaf=lambda x: x is None)
+    flat = jax.tree.leaves(jax.tree.broadcast(prefix, arg))
+    return [None if axis == "none" else axis for axis in flat]
+
+
+def map_axes(fun: Callable[[int | None, Any], Any], axes: Any, arg: Any) -> Any:
+    """``fun(axis, leaf)`` for each leaf of an argument."""
+    flat, structure = jax.tree.flatten(arg)
+    return jax.tree.unflatten(structure, list(map(fun, leaf_axes(axes, arg), flat)))
+
+
 @functools.partial(jax.jit, static_argnames=("spec", "num_examples", "eager"), inline=True)
 def record(
     spec: Transformation, args: tuple[Any, ...], *, num_examples: int, eager: bool = False

@@ -249,11 +249,7 @@ def _split(S: StreamedPerExampleGrads, rows: Callable[[Array], Array]) -> tuple[
         return jnp.moveaxis(rows(jnp.moveaxis(jnp.asarray(x), axis, 0)), 0, axis)
 
     args = tuple(
-        arg
-        if axes is None
-        else jax.tree.map(
-            on, jax.tree.broadcast(axes, arg, is_leaf=_is_none), arg, is_leaf=_is_none
-        )
+        recording.map_axes(on, axes, arg)
         for axes, arg in zip(recording.mapped_axes(S.spec), S.args, strict=True)
     )
     operands = tuple(
@@ -261,10 +257,6 @@ def _split(S: StreamedPerExampleGrads, rows: Callable[[Array], Array]) -> tuple[
         for (name, _), operand in zip(S.operations, S.operands, strict=True)
     )
     return args, operands
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
 
 
 def _scan(
@@ -330,12 +322,7 @@ def _micro(S: StreamedPerExampleGrads, args: Any, operands: Any) -> PerExampleGr
     size = next(
         np.shape(x)[axis]
         for axes, arg in zip(recording.mapped_axes(S.spec), args, strict=True)
-        if axes is not None
-        for x, axis in zip(
-            jax.tree.leaves(arg),
-            jax.tree.leaves(jax.tree.broadcast(axes, arg, is_leaf=_is_none), is_leaf=_is_none),
-            strict=True,
-        )
+        for x, axis in zip(jax.tree.leaves(arg), recording.leaf_axes(axes, arg), strict=True)
         if axis is not None
     )
     return _record(S, args, operands, size)

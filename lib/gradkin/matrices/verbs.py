@@ -186,15 +186,16 @@ def clip(G: Any, max_norm: Array, *, nonfinite: str) -> Any:
 
 
 def clip_factor(norms: Array, max_norm: Array) -> Array:
-    """``min(1, max_norm / norms)``; one at a zero norm, NaN at a NaN norm."""
+    """``min(1, max_norm / norms)``; one at a zero or infinite norm, NaN at a NaN norm."""
     max_norm = max_norm.astype(norms.dtype)
-    within = norms <= max_norm
+    within = (norms <= max_norm) | jnp.isinf(norms)
     return jnp.where(within, jnp.ones_like(norms), max_norm / jnp.where(within, 1, norms))
 
 
 def inverse(norms: Array) -> Array:
-    """``1 / norms``, zero at a zero norm."""
+    """``1 / norms``, zero at a zero norm, NaN at an infinite one."""
     zero = norms == 0
+    norms = jnp.where(jnp.isinf(norms), jnp.full_like(norms, jnp.nan), norms)
     return jnp.where(zero, jnp.zeros_like(norms), 1 / jnp.where(zero, 1, norms))
 
 
@@ -216,17 +217,36 @@ def _batch_axes(table: Sequence[Array], leaves: Sequence[Leaf]) -> list[int | No
 
 @_verb
 def where(G: Any, mask: Array) -> Any:
-    # Both sides of every product: zero times a NaN on the other side would be NaN.
-    table = tuple(
-        x
-        if axis is None or not jnp.issubdtype(x.dtype, jnp.inexact)
-        else contraction.stop_at(x, tuple(range(x.ndim)), mask, (axis,))
-        for x, axis in zip(G.table, _batch_axes(G.table, G.leaves), strict=True)
+    """Zero rows by select, on both sides of every product: zero times a NaN would be NaN."""
+    table: list[Any] = []
+    places: dict[StoredFactor, StoredFactor] = {}
+
+    def masked(factor: StoredFactor | None) -> StoredFactor | None:
+        if factor is None:
+            return None
+        if factor in places:
+            return places[factor]
+        x, labels = G.table[factor.index], factor.labels
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            if BATCH not in labels:
+                # One factor for all examples: from here on each example has its own.
+                x = jnp.broadcast_to(x[None], (G.num_examples, *x.shape))
+                labels = (BATCH, *labels)
+            x = contraction.stop_at(x, labels, mask, (BATCH,))
+        places[factor] = StoredFactor(len(table), labels)
+        table.append(x)
+        return places[factor]
+
+    leaves = tuple(
+        leaf._replace(
+            terms=tuple(term._replace(a=masked(term.a), d=masked(term.d)) for term in leaf.terms)
+        )
+        for leaf in G.leaves
     )
     weights = jnp.where(mask, 1.0 if G.weights is None else G.weights, 0.0).astype(np.float32)
     if G.weights is not None:
         weights = weights.astype(G.weights.dtype)
-    return dataclasses.replace(G, table=table, weights=weights)
+    return dataclasses.replace(G, table=tuple(table), weights=weights, leaves=leaves)
 
 
 @_verb

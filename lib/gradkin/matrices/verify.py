@@ -30,13 +30,8 @@ def compare_rows(spec: recording.Transformation, args: tuple[Any, ...], G: PerEx
     worst = jnp.zeros(())
     for row in rows:
         one = tuple(
-            arg
-            if axis is None
-            else jax.tree.map(
-                lambda a, x, row=row: x if a is None else jnp.take(x, row, axis=a),
-                jax.tree.broadcast(axis, arg, is_leaf=lambda x: x is None),
-                arg,
-                is_leaf=lambda x: x is None,
+            recording.map_axes(
+                lambda a, x, row=row: x if a is None else jnp.take(x, row, axis=a), axis, arg
             )
             for axis, arg in zip(axes, args, strict=True)
         )
