@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import arguments, explain, recording, verbs
+from gradkin.matrices import arguments, contraction, explain, recording, verbs
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -295,7 +295,9 @@ def _scan(
             return result
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), result, last)
     shapes = jax.eval_shape(part, 0)
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, _sum_dtype(s.dtype)), shapes)
+    start = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, contraction.at_least_float32(s.dtype)), shapes
+    )
 
     def add(total: Any, value: Any) -> Any:
         return jax.tree.map(lambda t, v: t + v.astype(t.dtype), total, value)
@@ -303,10 +305,6 @@ def _scan(
     total, _ = jax.lax.scan(lambda c, k: (add(c, part(k)), None), start, jnp.arange(count))
     total = total if last is None else add(total, last)
     return jax.tree.map(lambda t, s: t.astype(s.dtype), total, shapes)
-
-
-def _sum_dtype(dtype: Any) -> Any:
-    return np.float32 if np.dtype(dtype).itemsize < 4 else dtype
 
 
 @functools.partial(_verb, static_argnums=(1, 2))
