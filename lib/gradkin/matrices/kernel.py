@@ -1,0 +1,516 @@
+"""Kernel matrices: all pairs of points compared, never written down."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from gradkin import checks
+from gradkin.matrices import arguments, kernel_centering, kernel_explain, kernel_tiles, kernel_verbs
+from gradkin.matrices.kernel_centering import CenteredSums
+from gradkin.matrices.kernel_tiles import Form, Placement, Side
+from gradkin.typing import Array, ArrayLike
+
+# Numbers up to which concrete points are checked to be finite: a millisecond.
+CHECKED_SIZE = 2**20
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["kernel", "x", "y", "weights", "row_weights", "row_mask", "column_mask"],
+    meta_fields=["block", "keep_diagonal", "placement"],
+)
+@dataclasses.dataclass(frozen=True)
+class KernelMatrix:
+    """The matrix ``K_ij = k(x_i, y_j) w_j``, made anew, panel by panel, for every verb.
+
+    Made by `kernel_matrix`; an immutable pytree. A verb is one pass: it takes the memory of the
+    points, of its result and of one panel of rows (`explain` says how many), and so does its
+    derivative, with respect to the points, the weights, the kernel's parameters and vectors. Two
+    verbs are two passes.
+
+    Attributes:
+      kernel: function of two points.
+      x: points of the rows, ``[n, ...]``.
+      y: points of the columns, ``[m, ...]``; None where they are those of the rows.
+      weights: factors of the columns ``[m]``, or None.
+      row_weights: factors of the rows ``[n]``, or None; where a transpose puts them.
+      row_mask: ``[n]``, False for rows left out, or None.
+      column_mask: ``[m]``, False for columns left out, or None.
+      block: rows per panel, or None for automatic.
+      keep_diagonal: False for a matrix without diagonal (`off_diagonal`).
+      placement: how points are split over devices, or None.
+    """
+
+    kernel: Any
+    x: Any
+    y: Any
+    weights: Any
+    row_weights: Any
+    row_mask: Any
+    column_mask: Any
+    block: int | None
+    keep_diagonal: bool
+    placement: Placement | None
+
+    # NumPy arrays on the left of `@` defer to `__rmatmul__`.
+    __array_ufunc__ = None
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({kernel_explain.name(self.kernel)}, shape={self.shape})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, m)``; points that a mask leaves out count."""
+        return self.x.shape[0], (self.x if self.y is None else self.y).shape[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the entries: float32 or wider for the kernels of this library."""
+        point = lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+        x, y = point(self.x), point(self.x if self.y is None else self.y)
+        function = kernel_tiles.fill(self.kernel, log=False)
+        return jax.eval_shape(function, x, y).dtype
+
+    @property
+    def T(self) -> "KernelMatrix":
+        """The transpose."""
+        return dataclasses.replace(
+            self,
+            kernel=kernel_tiles.swapped(self.kernel),
+            x=self.x if self.y is None else self.y,
+            y=None if self.y is None else self.x,
+            weights=self.row_weights,
+            row_weights=self.weights,
+            row_mask=self.column_mask,
+            column_mask=self.row_mask,
+            placement=self._turned_placement(),
+        )
+
+    # ---- products --------------------------------------------------------------------------
+
+    def __matmul__(self, vectors: Any) -> Array:
+        """``K @ v`` of ``[m]`` or ``[m, c]``: ``[n]`` or ``[n, c]``."""
+        vectors = operand(vectors, self.shape[1], "the right side", axis=0)
+        return kernel_verbs.product(self, vectors)
+
+    def __rmatmul__(self, vectors: Any) -> Array:
+        """``v @ K`` of ``[n]`` or ``[c, n]``: ``[m]`` or ``[c, m]``."""
+        vectors = operand(vectors, self.shape[0], "the left side", axis=-1)
+        return kernel_verbs.product(self.T, vectors.T).T
+
+    def inner(self, other: "KernelMatrix") -> Array:
+        """``sum_ij K_ij L_ij``, both made in the same pass."""
+        self._same_shape(other)
+        return kernel_verbs.inner(self, other)
+
+    # ---- reductions ------------------------------------------------------------------------
+
+    def sum(self, axis: int | None = None) -> Array:
+        """Sum of all entries, of each column (``axis=0``) or of each row (``axis=1``)."""
+        axis = checked_axis(axis)
+        if axis is None:
+            return kernel_verbs.total(self)
+        return kernel_verbs.row_sums(self if axis == 1 else self.T)
+
+    def mean(self, axis: int | None = None) -> Array:
+        """Mean of the entries that are not left out; NaN where all are.
+
+        Weights multiply entries; what is divided by is the number of entries.
+        """
+        axis = checked_axis(axis)
+        sums = self.sum(axis)
+        return sums / self._counts(axis).astype(sums.dtype)
+
+    def logsumexp(self, axis: int | None = None) -> Array:
+        """Logarithm of the sum of entries, all, of each column (0) or of each row (1).
+
+        ``logsumexp`` of the entries' logarithms: where the kernel knows its logarithm
+        (``log_tile``), far points whose entries underflow still count. ``-inf`` where everything
+        is left out or zero, NaN where an entry is negative.
+        """
+        axis = checked_axis(axis)
+        if axis is None:
+            return kernel_verbs.logsumexp(self)
+        return kernel_verbs.row_logsumexp(self if axis == 1 else self.T)
+
+    def max(self, axis: int | None = None) -> Array:
+        """Greatest entry of all, of each column (0) or of each row (1); ``-inf`` of none."""
+        axis = checked_axis(axis)
+        values = kernel_verbs.row_max(self.T if axis == 0 else self)
+        return jnp.max(values) if axis is None else values
+
+    def top_k(self, k: int, *, largest: bool = True) -> tuple[Array, Array]:
+        """The ``k`` greatest entries of each row, greatest first, and their columns.
+
+        Args:
+          k: how many, from 1 to the number of columns.
+          largest: False for the least entries, least first: the near neighbors by a distance.
+
+        Returns:
+          ``(values, indices)``, both ``[n, k]``. Of equal entries the first column wins. Where
+          fewer than ``k`` columns are not left out, the remaining values are ``-inf`` (``inf`` for
+          the least) and their columns mean nothing.
+        """
+        if not 1 <= k <= self.shape[1]:
+            raise ValueError(f"Expected k from 1 to the {self.shape[1]} columns, got k={k}.")
+        return kernel_verbs.top_k(self, k, largest=largest)
+
+    def diagonal(self) -> Array:
+        """The entries ``k(x_i, y_i)``: ``[n]``; zero where left out."""
+        self._square("diagonal")
+        return kernel_verbs.diagonal_of(self)
+
+    def trace(self) -> Array:
+        """Sum of the diagonal."""
+        self._square("trace")
+        return kernel_tiles.pairwise_sum(kernel_verbs.diagonal_of(self))
+
+    def frobenius_norm(self) -> Array:
+        """Square root of the sum of all squared entries."""
+        return kernel_verbs.frobenius_norm(self)
+
+    def centered_sums(
+        self,
+        other: "KernelMatrix | None" = None,
+        *,
+        unbiased: bool = False,
+        passes: int = 1,
+        weights: ArrayLike | None = None,
+    ) -> CenteredSums:
+        """Sums of products of double-centered entries of two symmetric matrices.
+
+        With ``n`` points, plain centering takes the means out of rows and columns,
+
+            ``A_ij = K_ij - sum_l K_il / n - sum_l K_lj / n + sum_lm K_lm / n^2``,
+
+        and U-centering (Szekely & Rizzo 2014, eq. 2.2) does so without the diagonal,
+
+            ``A_ij = K_ij - sum_l K_il / (n-2) - sum_l K_lj / (n-2) + sum_lm K_lm / ((n-1)(n-2))``
+
+        for ``i != j``, sums over entries off the diagonal, and ``A_ii = 0``. ``B`` likewise of
+        ``other``.
+
+        Args:
+          other: ``L``, of as many points; None for ``K`` itself.
+          unbiased: U-centering; needs at least 3 points (4 for what is divided by ``n - 3``).
+          passes: 1, or 2 to find the means of all rows first: twice the time, for matrices whose
+            entries are nearly sums ``a_i + b_j``.
+          weights: ``[n]`` weights of the points, >= 0, scaled to mean 1: means are then weighted
+            and the sums are ``sum_ij w_i w_j A_ij B_ij``. Not with ``unbiased``.
+
+        Returns:
+          `CenteredSums` with ``kl = sum_ij A_ij B_ij``, ``kk`` and ``ll``; points that either
+          matrix masks are left out of all sums and of ``n``.
+
+        References:
+          Szekely & Rizzo (2014), "Partial Distance Correlation with Methods for Dissimilarities",
+          Annals of Statistics 42. :cite:`szekely:14`
+        """
+        checks.one_of((1, 2), passes=passes)
+        other = self if other is None else other
+        self._same_shape(other)
+        for name, matrix in (("the matrix", self), ("other", other)):
+            if not isinstance(matrix, KernelMatrix) or matrix.y is not None:
+                raise ValueError(f"Expected {name} to compare points with themselves (y=None).")
+            if matrix.weights is not None or matrix.row_weights is not None:
+                raise ValueError(
+                    f"Expected {name} without weights of columns; pass weights= to centered_sums."
+                )
+            if not matrix.keep_diagonal:
+                raise ValueError(f"Expected {name} with its diagonal; unbiased=True leaves it out.")
+        if unbiased and len(self) < 3:
+            raise ValueError(f"Expected at least 3 points for unbiased=True, got {len(self)}.")
+        if weights is not None:
+            if unbiased:
+                raise ValueError("Expected unbiased=False with weights: U-centering has none.")
+            weights = factors(weights, len(self))
+            checks.non_negative(weights=weights)
+        return kernel_centering.centered_sums(
+            self, other, weights, unbiased=unbiased, passes=passes
+        )
+
+    # ---- the whole -------------------------------------------------------------------------
+
+    def materialize(self) -> Array:
+        """All entries, ``[n, m]``; zero where left out."""
+        return kernel_verbs.entries(self)
+
+    def explain(self) -> kernel_explain.KernelExplanation:
+        """Panels, bytes and operations of a pass, and how entries are made. Print it."""
+        return kernel_explain.explain(self)
+
+    # ---- other matrices --------------------------------------------------------------------
+
+    def off_diagonal(self) -> "KernelMatrix":
+        """The same matrix with the entries ``i, i`` left out, as a mask would: no self-pairs."""
+        if self.y is not None:
+            raise ValueError("Expected a matrix of points with themselves (y=None).")
+        return dataclasses.replace(self, keep_diagonal=False)
+
+    def masked(self, mask: Array) -> "KernelMatrix":
+        """The same matrix without the points where ``mask`` is False, in rows and columns."""
+        if self.y is not None:
+            raise ValueError("Expected a matrix of points with themselves (y=None).")
+        both = mask if self.row_mask is None else self.row_mask & mask
+        return dataclasses.replace(self, x=without(self.x, both), row_mask=both, column_mask=both)
+
+    # ---- plumbing --------------------------------------------------------------------------
+
+    @property
+    def form(self) -> Form:
+        """What is static about the entries."""
+        return Form(self.y is None, self.keep_diagonal)
+
+    def rows_side(self) -> Side:
+        """The rows' points and what goes with them."""
+        return Side(self.x, jnp.arange(len(self)), self.row_weights, self.row_mask)
+
+    def columns_side(self) -> Side:
+        """The columns' points and what goes with them."""
+        points = self.x if self.y is None else self.y
+        return Side(points, jnp.arange(points.shape[0]), self.weights, self.column_mask)
+
+    def unsplit(self, *splits: str) -> "KernelMatrix":
+        """The same matrix left to the compiler to place, if its points are split like that."""
+        if self.placement is None or self.placement.split not in splits:
+            return self
+        return dataclasses.replace(self, placement=None)
+
+    def _turned_placement(self) -> Placement | None:
+        # Points compared with themselves are split by rows on either side.
+        if self.placement is None or self.y is None:
+            return self.placement
+        turned = {"rows": "columns", "columns": "rows", "ring": "ring"}[self.placement.split]
+        return self.placement._replace(split=turned)
+
+    def _counts(self, axis: int | None) -> Array:
+        """How many entries each sum has."""
+        rows, columns = self.rows_side(), self.columns_side()
+        present = [
+            jnp.ones(size, float) if side.mask is None else side.mask.astype(float)
+            for side, size in zip((rows, columns), self.shape)
+        ]
+        if axis == 0:
+            present.reverse()
+        both = present[0] * present[1] if not self.keep_diagonal else None
+        if axis is None:
+            all_pairs = jnp.sum(present[0]) * jnp.sum(present[1])
+            return all_pairs if both is None else all_pairs - jnp.sum(both)
+        counts = present[0] * jnp.sum(present[1])
+        return counts if both is None else counts - both
+
+    def _square(self, verb: str) -> None:
+        if self.shape[0] != self.shape[1]:
+            raise ValueError(f"Expected a square matrix for {verb}, got shape {self.shape}.")
+
+    def _same_shape(self, other: Any) -> None:
+        if not isinstance(other, KernelMatrix):
+            raise TypeError(f"Expected other to be a KernelMatrix, got {type(other).__name__}.")
+        if other.shape != self.shape:
+            raise ValueError(f"Expected other to have shape {self.shape}, got {other.shape}.")
+
+
+def kernel_matrix(
+    kernel: Any,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    mask: Any = None,
+    block: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    ring: bool = False,
+) -> KernelMatrix:
+    """The matrix of a kernel between all pairs of points, lazy and exact.
+
+    .. math:: K_{ij} = k(x_i, y_j)\\, w_j
+
+    Nothing is computed until something is read off; ``n + m`` numbers are then in memory, never
+    ``n m``.
+
+    Args:
+      kernel: of `gradkin.kernels`, or any function of two points that returns a scalar.
+      x: points of the rows, ``[n, ...]``; floats (half precision is widened tile by tile), other
+        numbers become floats.
+      y: points of the columns, ``[m, ...]``; None compares ``x`` with itself: entries ``i, i`` are
+        then exact, and kernels known to be symmetric are their own transpose.
+      weights: ``[m]``, multiply columns; any sign, not normalized.
+      mask: with ``y=None`` ``[n]`` booleans; else a pair for rows and columns, either may be None.
+        Where False, points are left out by selection: entries count as zero in sums and products
+        and as absent in means, maxima and logarithms, their results are zero (``-inf``), and what
+        they hold is never read, not even NaN.
+      block: rows per panel; None takes as many as make a panel of 4 MiB, at least 8.
+      mesh: devices over all of whose axes ``x`` is split by rows; ``y`` is replicated. Taken from
+        ``x`` where it is a concrete array with such a sharding; inside `jit` say it, else every
+        panel of a sum over rows is a collective of its own.
+      ring: with a mesh, split ``y`` too and pass its parts from device to device, so that no device
+        ever holds all columns.
+
+    Returns:
+      A `KernelMatrix`: ``K @ v``, ``v @ K``, ``K.T``, ``K.sum(axis)``, ``K.mean(axis)``,
+      ``K.logsumexp(axis)``, ``K.max(axis)``, ``K.top_k(k)``, ``K.diagonal()``, ``K.trace()``,
+      ``K.frobenius_norm()``, ``K.inner(L)``, ``K.centered_sums(L)``, ``K.materialize()``,
+      ``K.explain()``.
+
+    Raises:
+      ValueError: no points, points of different shapes or dtypes, a result that is not a scalar,
+        ill-fitting weights, masks or kernel parameters, ``block`` < 1, a mesh that does not divide
+        the points, or, where ``x`` and ``y`` are concrete and at most a million numbers, points
+        that are not finite (of those not masked).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import gradkin
+      >>> from gradkin import kernels
+      >>> K = gradkin.kernel_matrix(kernels.SquaredEuclidean(), jnp.array([[0.0], [1.0], [3.0]]))
+      >>> K.materialize().tolist()
+      [[0.0, 1.0, 9.0], [1.0, 0.0, 4.0], [9.0, 4.0, 0.0]]
+      >>> (K @ jnp.array([1.0, 0.0, 1.0])).tolist()
+      [9.0, 5.0, 9.0]
+    """
+    if not callable(kernel) and not hasattr(kernel, "tile"):
+        raise TypeError(f"Expected kernel to be a function of two points, got {kernel!r}.")
+    if jax.tree_util.all_leaves([kernel]):
+        kernel = kernel_tiles.Function(kernel)
+    if block is not None and block < 1:
+        raise ValueError(f"Expected block >= 1, got block={block}.")
+    placement = placed(x, mesh, ring)
+    x = as_points(x, "x")
+    y = None if y is None else as_points(y, "y")
+    if y is not None and (y.shape[1:], y.dtype) != (x.shape[1:], x.dtype):
+        raise ValueError(
+            f"Expected x and y to hold points of one shape and dtype, got {x.shape[1:]} of "
+            f"{x.dtype} and {y.shape[1:]} of {y.dtype}."
+        )
+    if hasattr(kernel, "check"):
+        kernel.check(x.shape[1:])
+    row_mask, column_mask = masks(mask, x, y)
+    x = without(x, row_mask)
+    y = None if y is None else without(y, column_mask)
+    num_columns = (x if y is None else y).shape[0]
+    if weights is not None:
+        weights = factors(weights, num_columns)
+        if column_mask is not None:
+            weights = jnp.where(column_mask, weights, 0)
+    for name, points in (("x", x), ("y", y)):
+        if points is not None:
+            finite(points, name)
+            if placement is not None and (name == "x" or ring):
+                divisible(points, name, placement)
+    K = KernelMatrix(kernel, x, y, weights, None, row_mask, column_mask, block, True, placement)
+    point = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    result = jax.eval_shape(kernel, point, point)
+    if getattr(result, "shape", None) != ():
+        raise ValueError(f"Expected kernel to return a scalar for two points, got {result}.")
+    return K
+
+
+def as_points(x: Any, name: str) -> Array:
+    """Points as an array of floats with at least one point."""
+    x = jnp.asarray(x)
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"Expected {name} to hold at least one point, got {name}.shape={x.shape}.")
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"Expected {name} to hold real numbers, got {x.dtype}.")
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
+def operand(vectors: Any, size: int, name: str, *, axis: int) -> Array:
+    """What is multiplied by a matrix: one or two axes, ``size`` along ``axis``."""
+    if isinstance(vectors, KernelMatrix):
+        raise TypeError("Expected a vector or a few, got a KernelMatrix; for entries: K.inner(L).")
+    vectors = jnp.asarray(vectors)
+    if vectors.ndim not in (1, 2) or vectors.shape[axis] != size:
+        shape = f"({size}, c)" if axis == 0 else f"(c, {size})"
+        raise ValueError(f"Expected {name} to be ({size},) or {shape}, got {vectors.shape}.")
+    return vectors if jnp.issubdtype(vectors.dtype, jnp.floating) else vectors.astype(float)
+
+
+def factors(weights: Any, size: int) -> Array:
+    """Weights as floats, one per point."""
+    weights = jnp.asarray(weights)
+    if weights.shape != (size,):
+        raise ValueError(f"Expected weights to have shape ({size},), got {weights.shape}.")
+    return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)
+
+
+def checked_axis(axis: int | None) -> int | None:
+    """0, 1 or None; negative numbers count from the end."""
+    checks.one_of((None, 0, 1, -1, -2), axis=axis)
+    return None if axis is None else axis % 2
+
+
+def masks(mask: Any, x: Array, y: Array | None) -> tuple[Array | None, Array | None]:
+    """Masks of rows and of columns."""
+    if mask is None:
+        return None, None
+    if y is None:
+        if isinstance(mask, tuple):
+            raise ValueError("Expected one mask with y=None, got a pair.")
+        mask = arguments.row_mask(mask, x.shape[0])
+        return mask, mask
+    if not isinstance(mask, tuple | list) or len(mask) != 2:
+        raise ValueError("Expected mask to be a pair, for rows and columns, where y is given.")
+    rows, columns = mask
+    return (
+        None if rows is None else arguments.row_mask(rows, x.shape[0]),
+        None if columns is None else arguments.row_mask(columns, y.shape[0]),
+    )
+
+
+def without(points: Array, mask: Array | None) -> Array:
+    """The points, those left out replaced by one that is not: whatever they held is gone."""
+    if mask is None:
+        return points
+    some = points[jnp.argmax(mask)]
+    shape = (-1,) + (1,) * (points.ndim - 1)
+    return jnp.where(mask.reshape(shape), points, jnp.broadcast_to(some, points.shape))
+
+
+def finite(points: Array, name: str) -> None:
+    """Raise ValueError where concrete points, not too many, are not finite."""
+    if not checks.is_concrete(points) or points.size > CHECKED_SIZE:
+        return
+    if not points.is_fully_addressable or bool(jnp.all(jnp.isfinite(points))):
+        return
+    bad = np.flatnonzero(
+        ~np.isfinite(np.asarray(points, np.float64)).reshape(len(points), -1).all(1)
+    )
+    raise ValueError(
+        f"Expected {name} to be finite, got NaN or infinity in {len(bad)} of {len(points)} points, "
+        f"first in point {bad[0]}."
+    )
+
+
+def placed(x: Any, mesh: Any, ring: bool) -> Placement | None:
+    """How points are split: as ``mesh`` says, or as a concrete ``x`` is."""
+    if mesh is not None:
+        return Placement(mesh, tuple(mesh.axis_names), "ring" if ring else "rows")
+    sharding = getattr(x, "sharding", None) if checks.is_concrete(x) else None
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) and sharding.spec[0]:
+        axes = sharding.spec[0]
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        if math.prod(sharding.mesh.shape[a] for a in axes) > 1:
+            return Placement(sharding.mesh, axes, "ring" if ring else "rows")
+    if ring:
+        raise ValueError("Expected a mesh, or x sharded over one, with ring=True.")
+    return None
+
+
+def divisible(points: Array, name: str, placement: Placement) -> None:
+    """Raise ValueError unless every device gets equally many points."""
+    size = math.prod(placement.mesh.shape[a] for a in placement.axes)
+    if points.shape[0] % size:
+        raise ValueError(
+            f"Expected the number of points of {name} to be a multiple of the {size} devices, got "
+            f"{points.shape[0]}; pad it and mask the padding."
+        )

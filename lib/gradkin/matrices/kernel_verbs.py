@@ -1,0 +1,188 @@
+"""What is read off a kernel matrix; each verb is one pass over panels of rows."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from gradkin.matrices.kernel_tiles import (
+    Reduction,
+    Side,
+    add,
+    diagonal,
+    pairwise_sum,
+    reduce_rows,
+    safe_log,
+)
+from gradkin.matrices.verbs import safe_sqrt
+from gradkin.typing import Array
+
+_verb = functools.partial(jax.jit, inline=True)
+Tiles = tuple[Array, ...]
+
+
+@_verb
+def product(K: Any, vectors: Array) -> Array:
+    """``K @ vectors`` of ``[m]`` or ``[m, c]``."""
+
+    def state(tiles: Tiles, rows: Side, columns: Side) -> Array:
+        (tile,) = tiles
+        dtype = np.promote_types(tile.dtype, columns.operand.dtype)
+        return jnp.matmul(
+            tile.astype(dtype), columns.operand.astype(dtype), precision=lax.Precision.HIGHEST
+        )
+
+    return reduce_rows((K,), Reduction(state, add, lax.psum), columns=vectors)
+
+
+@_verb
+def row_sums(K: Any) -> Array:
+    """Sum of each row."""
+    return reduce_rows((K,), SUM)
+
+
+@_verb
+def total(K: Any) -> Array:
+    """Sum of all entries."""
+    return reduce_rows((K,), SUM, total=True)
+
+
+@_verb
+def squares(K: Any) -> Array:
+    """Sum of the squares of all entries."""
+    return reduce_rows((K,), SUM._replace(state=_row_squares), total=True)
+
+
+@_verb
+def inner(K: Any, L: Any) -> Array:
+    """``sum_ij K_ij L_ij``."""
+    return reduce_rows((K, L), SUM._replace(state=_row_products), total=True)
+
+
+def _row_sums(tiles: Tiles, rows: Side, columns: Side) -> Array:
+    return jnp.sum(tiles[0], axis=1)
+
+
+def _row_squares(tiles: Tiles, rows: Side, columns: Side) -> Array:
+    return jnp.sum(jnp.square(tiles[0]), axis=1)
+
+
+def _row_products(tiles: Tiles, rows: Side, columns: Side) -> Array:
+    dtype = np.promote_types(tiles[0].dtype, tiles[1].dtype)
+    return jnp.sum(tiles[0].astype(dtype) * tiles[1].astype(dtype), axis=1)
+
+
+SUM = Reduction(_row_sums, add, lax.psum)
+
+
+@_verb
+def row_logsumexp(K: Any) -> Array:
+    """Logarithm of the sum of each row."""
+    return reduce_rows((K,), LOGSUMEXP)
+
+
+@_verb
+def logsumexp(K: Any) -> Array:
+    """Logarithm of the sum of all entries."""
+    rows = row_logsumexp(K)
+    top = _finite(lax.stop_gradient(jnp.max(rows)))
+    return safe_log(pairwise_sum(jnp.exp(rows - top))) + top
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
+def _shifted_sum(tiles: Tiles, rows: Side, columns: Side) -> tuple[Array, Array]:
+    # The result does not depend on the shift, so neither does its derivative.
+    top = lax.stop_gradient(jnp.max(tiles[0], axis=1))
+    return top, jnp.sum(jnp.exp(tiles[0] - _finite(top)[:, None]), axis=1)
+
+
+def _rescaled(state: tuple[Array, Array], top: Array) -> Array:
+    old, total = state
+    # A row without entries so far has the sum 0, which an infinite factor would make NaN.
+    return total * jnp.exp(jnp.where(old == -jnp.inf, 0, _finite(old) - _finite(top)))
+
+
+def _merge_shifted(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    top = jnp.maximum(a[0], b[0])
+    return top, _rescaled(a, top) + _rescaled(b, top)
+
+
+def _shifted_across(state: tuple[Array, Array], axes: Any) -> tuple[Array, Array]:
+    top = lax.pmax(lax.stop_gradient(state[0]), axes)
+    return top, lax.psum(_rescaled(state, top), axes)
+
+
+def _unshifted(state: tuple[Array, Array]) -> Array:
+    return safe_log(state[1]) + _finite(state[0])
+
+
+LOGSUMEXP = Reduction(
+    _shifted_sum, _merge_shifted, _shifted_across, _unshifted, log=True, fill=-np.inf
+)
+
+
+@_verb
+def row_max(K: Any) -> Array:
+    """Greatest entry of each row."""
+    reduction = Reduction(_row_max, jnp.maximum, _not_across, fill=-np.inf)
+    return reduce_rows((K.unsplit("columns"),), reduction)
+
+
+def _row_max(tiles: Tiles, rows: Side, columns: Side) -> Array:
+    return jnp.max(tiles[0], axis=1)
+
+
+@functools.partial(_verb, static_argnames=("k", "largest"))
+def top_k(K: Any, k: int, *, largest: bool) -> tuple[Array, Array]:
+    """The ``k`` greatest (or least) entries of each row and their columns."""
+    sign = 1 if largest else -1
+
+    def best(values: Array, indices: Array) -> tuple[Array, Array]:
+        values, places = lax.top_k(values, k)
+        return values, jnp.take_along_axis(indices, places, axis=1)
+
+    def state(tiles: Tiles, rows: Side, columns: Side) -> tuple[Array, Array]:
+        tile = sign * tiles[0]
+        indices = jnp.broadcast_to(columns.index[None, :], tile.shape)
+        short = k - tile.shape[1]
+        if short > 0:  # fewer columns on this device than asked for
+            tile = jnp.pad(tile, ((0, 0), (0, short)), constant_values=-np.inf)
+            indices = jnp.pad(indices, ((0, 0), (0, short)))
+        return best(tile, indices)
+
+    def merge(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+        return best(*(jnp.concatenate(pair, axis=1) for pair in zip(a, b)))
+
+    values, indices = reduce_rows(
+        (K.unsplit("columns"),), Reduction(state, merge, _not_across, fill=-sign * np.inf)
+    )
+    return sign * values, indices
+
+
+def _not_across(state: Any, axes: Any) -> Any:
+    raise AssertionError("No state of this reduction is combined across devices.")
+
+
+@_verb
+def entries(K: Any) -> Array:
+    """The whole matrix."""
+    reduction = Reduction(lambda tiles, rows, columns: tiles[0], _not_across, _not_across)
+    return reduce_rows((K.unsplit("columns", "ring"),), reduction)
+
+
+@_verb
+def diagonal_of(K: Any) -> Array:
+    """The entries ``i, i``."""
+    return diagonal(K.kernel, K.form, K.rows_side(), K.columns_side())
+
+
+@_verb
+def frobenius_norm(K: Any) -> Array:
+    """Square root of the sum of squares."""
+    return safe_sqrt(squares(K))
