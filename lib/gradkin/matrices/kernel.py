@@ -480,8 +480,11 @@ def finite(points: Array, name: str) -> None:
     """Raise ValueError where concrete points, not too many, are not finite."""
     if not checks.is_concrete(points) or points.size > CHECKED_SIZE:
         return
-    if not points.is_fully_addressable or bool(jnp.all(jnp.isfinite(points))):
+    if not points.is_fully_addressable:
         return
+    with jax.ensure_compile_time_eval():  # constants inside `jit` are concrete too
+        if bool(jnp.all(jnp.isfinite(points))):
+            return
     bad = np.flatnonzero(
         ~np.isfinite(np.asarray(points, np.float64)).reshape(len(points), -1).all(1)
     )
