@@ -81,7 +81,7 @@ def per_example_grads(
     _check_options(fun, batch_size, route, check, passes)
 
     def transformed(*args: Any) -> Any:
-        spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
+        spec, num_examples = bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
             S = streamed.stream(spec, args, num_examples, batch_size, passes)
             return (S, streamed.losses(S)[1]) if has_aux else S
@@ -133,7 +133,7 @@ def value_and_per_example_grads(
     _check_options(fun, batch_size, route, check, passes)
 
     def transformed(*args: Any) -> Any:
-        spec, num_examples = _bind(fun, argnums, has_aux, in_axes, route, args)
+        spec, num_examples = bind(fun, argnums, has_aux, in_axes, route, args)
         if batch_size is not None:
             S = streamed.stream(spec, args, num_examples, batch_size, passes)
             value = streamed.losses(S)
@@ -160,7 +160,7 @@ def _check_options(
         raise ValueError("Expected check=False with batch_size: check a recorded batch instead.")
 
 
-def _bind(
+def bind(
     fun: Callable[..., Any],
     argnums: int | tuple[int, ...],
     has_aux: bool,
@@ -168,8 +168,9 @@ def _bind(
     route: str,
     args: tuple[Any, ...],
 ) -> tuple[Transformation, int]:
-    axes = _hashable(_all_axes(in_axes, argnums, args))
-    spec = Transformation(_hashable(fun), argnums, has_aux, axes, route)
+    """The static half of a call, and the number of examples; arguments are checked."""
+    axes = hashable(_all_axes(in_axes, argnums, args))
+    spec = Transformation(hashable(fun), argnums, has_aux, axes, route)
     return spec, check_arguments(spec, args)
 
 
@@ -183,7 +184,8 @@ def _recorded(
     return value, G
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """The value, or a stand-in that compares by identity."""
     try:
         hash(value)
     except TypeError:
