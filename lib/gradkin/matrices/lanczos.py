@@ -79,8 +79,8 @@ def top_eigenpairs(
       which: "largest" and "smallest" count signs; "magnitude" is largest absolute value first.
 
     Returns:
-      `Eigenpairs`. An eigenvalue found is one of ``A`` within its residual; copies of a multiple
-      eigenvalue are found one after another, as ``num_matvecs`` grows.
+      `Eigenpairs`. Exactly repeated eigenvalues are found once. A matrix with fewer than ``k``
+      different eigenvalues ends the search early: NaN and zero vectors take the missing places.
 
     Raises:
       ValueError: ``k``, ``num_matvecs`` or ``which`` not as above.
@@ -101,8 +101,7 @@ def top_eigenpairs(
 
     Note:
       The residuals are those of exact arithmetic, ``|beta_m s_mj|``; rounding adds about the
-      machine's precision times the largest eigenvalue. Where the start's Krylov space is exhausted
-      early, the iteration goes on from an error of the size of rounding.
+      machine's precision times the largest eigenvalue.
     """
     checks.one_of(("largest", "smallest", "magnitude"), which=which)
     size = _size(A)
@@ -116,12 +115,16 @@ def top_eigenpairs(
 def _top_eigenpairs(key: PRNGKey, A: Any, *, k: int, num_matvecs: int, which: str) -> Eigenpairs:
     op = operator(A)
     start = jax.random.normal(key, (op.size,), op.dtype)
-    basis, values, vectors, last = _ritz(op, start, num_matvecs)
+    found = _ritz(op, start, num_matvecs)
+    values, known = found.values, jnp.arange(num_matvecs) < found.count
     rank = {"largest": -values, "smallest": values, "magnitude": -jnp.abs(values)}[which]
-    chosen = jnp.argsort(rank)[:k]
-    found = dot(vectors[:, chosen].T, basis)
-    residuals = jnp.abs(last * vectors[-1, chosen])
-    return Eigenpairs(values[chosen], jax.vmap(op.unflatten)(found), residuals)
+    chosen = jnp.argsort(jnp.where(known, rank, jnp.inf))[:k]
+    vectors = dot(found.vectors[:, chosen].T, found.basis)
+
+    def or_nan(x: Array) -> Array:
+        return jnp.where(known[chosen], x[chosen], jnp.nan)
+
+    return Eigenpairs(or_nan(values), jax.vmap(op.unflatten)(vectors), or_nan(found.bounds))
 
 
 def spectral_density(
@@ -204,9 +207,8 @@ def _spectral_density(
     nodes, weights = _quadrature(key, A, num_matvecs, num_probes)
     low, high = jnp.min(nodes), jnp.max(nodes)
     # Five per cent of margin; a single repeated eigenvalue still has a width.
-    tiny = np.finfo(nodes.dtype).tiny
     largest = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    half = jnp.maximum(1.05 * (high - low) / 2, 1e-3 * largest + tiny)
+    half = jnp.maximum(1.05 * (high - low) / 2, 1e-3 * jnp.where(largest > 0, largest, 1))
     if width is None:
         width = half * (2 / (max(num_matvecs - 1, 1) * math.sqrt(8 * math.log(3))))
     width = jnp.asarray(width, nodes.dtype)
@@ -269,10 +271,24 @@ def _log_determinant(
     key: PRNGKey, A: Any, damping: Scalar, *, num_matvecs: int, num_probes: int
 ) -> Estimate:
     nodes, weights = _quadrature(key, A, num_matvecs, num_probes)
-    # Rounding leaves nodes of no weight anywhere; they are no eigenvalues.
+    # A node without weight is no eigenvalue.
     values = jnp.where(weights > 0, jnp.log(nodes + jnp.asarray(damping, nodes.dtype)), 0)
     sums = jnp.sum(weights * values, axis=1)
     return _mean(sums * jnp.asarray(A.shape[0], sums.dtype))
+
+
+class Ritz(NamedTuple):
+    """What ``m`` Lanczos steps know: ``count`` Ritz pairs, then places that hold nothing.
+
+    ``values`` ascend; column ``j`` of ``vectors`` has the coordinates of pair ``j`` in the rows of
+    ``basis``; ``bounds`` are norms of residuals.
+    """
+
+    basis: Array
+    values: Array
+    vectors: Array
+    bounds: Array
+    count: Array
 
 
 def _quadrature(key: PRNGKey, A: Any, num_matvecs: int, num_probes: int) -> tuple[Array, Array]:
@@ -280,39 +296,43 @@ def _quadrature(key: PRNGKey, A: Any, num_matvecs: int, num_probes: int) -> tupl
     op = operator(A)
 
     def one(key: PRNGKey) -> tuple[Array, Array]:
-        start = jax.random.normal(key, (op.size,), op.dtype)
-        _, nodes, vectors, _ = _ritz(op, start, num_matvecs)
-        return nodes, jnp.square(vectors[0])
+        found = _ritz(op, jax.random.normal(key, (op.size,), op.dtype), num_matvecs)
+        known = jnp.arange(num_matvecs) < found.count
+        nodes = jnp.where(known, found.values, found.values[0])
+        return nodes, jnp.where(known, jnp.square(found.vectors[0]), 0)
 
     return jax.lax.map(one, jax.random.split(key, num_probes))
 
 
-def _ritz(op: Operator, start: Array, num_matvecs: int) -> tuple[Array, Array, Array, Array]:
-    """Krylov basis ``[m, P]``, eigenvalues and eigenvectors of its matrix, the last residual."""
+def _ritz(op: Operator, start: Array, num_matvecs: int) -> Ritz:
+    """Lanczos with full re-orthogonalisation, cut off where the Krylov space is exhausted.
+
+    There the next vector is rounding error divided by its norm, or NaN: neither it nor what
+    follows may be used.
+    """
     from matfree import decomp
 
     with numerics():
-        factorise = decomp.tridiag_sym(num_matvecs, reortho="full", materialize=True)
-        basis, small, residual, _ = factorise(_stirred(op), start)
+        factorise = decomp.tridiag_sym(num_matvecs, reortho="full", materialize=False)
+        basis, (diagonal, coupling), residual, _ = factorise(op.product, start)
+        last = jnp.linalg.norm(residual)
+        before = jnp.concatenate([jnp.zeros((1,), op.dtype), coupling])
+        after = jnp.concatenate([coupling, last[None]])
+        # |A q| without what couples to the next vector; a NaN compares as exhausted.
+        local = jnp.hypot(diagonal, before)
+        goes_on = jnp.abs(after) > 10 * np.finfo(op.dtype).eps * local
+        known = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on[:-1]).astype(bool)])
+        count = jnp.sum(known)
+        diagonal = jnp.where(known, diagonal, 0)
+        coupling = jnp.where(known[1:], coupling, 0)
+        # What is unknown moves above the spectrum, so that eigh sorts it last and never mixes it.
+        bound = jnp.max(jnp.abs(diagonal)) + 2 * jnp.max(jnp.abs(coupling), initial=0)
+        diagonal = jnp.where(known, diagonal, jnp.where(bound > 0, 4 * bound, 1))
+        small = jnp.diag(diagonal) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
         values, vectors = jnp.linalg.eigh(small)
-        return basis, values, vectors, jnp.linalg.norm(residual)
-
-
-def _stirred(op: Operator) -> Callable[[Array], Array]:
-    """The product with an error of the size of its rounding.
-
-    Where a Krylov space is exhausted (the identity; few distinct eigenvalues) Lanczos divides by
-    the norm of what is left, which rounding usually keeps from being zero. Here it always is not.
-    """
-    limits = np.finfo(op.dtype)
-    eps, least = float(limits.eps), 1e3 * math.sqrt(float(limits.tiny))
-
-    def product(v: Array) -> Array:
-        w = op.product(v)
-        size = jnp.maximum(eps * jnp.linalg.norm(jax.lax.stop_gradient(w)), least)
-        return w + jax.lax.stop_gradient(size.astype(w.dtype) * jnp.roll(v, 1))
-
-    return product
+        cut = jnp.nan_to_num(jnp.abs(after[count - 1]))
+        bounds = cut * jnp.abs(vectors[count - 1])
+        return Ritz(jnp.where(known[:, None], basis, 0), values, vectors, bounds, count)
 
 
 def _mean(values: Array) -> Estimate:
