@@ -1,5 +1,14 @@
 """What is read off kernel matrices, and the kernels."""
 
+from gradkin.kernels.exponential_sums import ExponentialSum as ExponentialSum
+from gradkin.kernels.exponential_sums import exponential_sum as exponential_sum
+from gradkin.kernels.features import random_features as random_features
+from gradkin.kernels.forests import BoostingSmoother as BoostingSmoother
+from gradkin.kernels.forests import SharedLeaves as SharedLeaves
+from gradkin.kernels.forests import boosting_smoother as boosting_smoother
+from gradkin.kernels.forests import bootstrap_counts as bootstrap_counts
+from gradkin.kernels.forests import forest_kernel as forest_kernel
+from gradkin.kernels.forests import forest_smoother as forest_smoother
 from gradkin.kernels.functions import Cauchy as Cauchy
 from gradkin.kernels.functions import Cosine as Cosine
 from gradkin.kernels.functions import Euclidean as Euclidean
@@ -12,18 +21,115 @@ from gradkin.kernels.functions import Polynomial as Polynomial
 from gradkin.kernels.functions import SquaredEuclidean as SquaredEuclidean
 from gradkin.kernels.functions import Tanimoto as Tanimoto
 from gradkin.kernels.functions import Tversky as Tversky
+from gradkin.kernels.inductive_bias import InterpolantLoss as InterpolantLoss
+from gradkin.kernels.inductive_bias import interpolant_loss as interpolant_loss
+from gradkin.kernels.inductive_bias import required_inductive_bias as required_inductive_bias
+from gradkin.kernels.mean_shift import kernel_mean_shift as kernel_mean_shift
+from gradkin.kernels.mean_shift import mean_shift as mean_shift
+from gradkin.kernels.mean_shift import mean_shift_outlier_scores as mean_shift_outlier_scores
+from gradkin.kernels.mean_shift import (
+    probabilistic_reconstruction_error as probabilistic_reconstruction_error,
+)
+from gradkin.kernels.mean_shift import reconstruction_error as reconstruction_error
+from gradkin.kernels.noncentral_chi_square import (
+    ScaledNoncentralChiSquare as ScaledNoncentralChiSquare,
+)
+from gradkin.kernels.noncentral_chi_square import (
+    fit_noncentral_chi_square as fit_noncentral_chi_square,
+)
+from gradkin.kernels.nystrom import nystrom as nystrom
+from gradkin.kernels.private_budget import PrivacyBudget as PrivacyBudget
+from gradkin.kernels.private_budget import privacy_spent as privacy_spent
+from gradkin.kernels.private_distances import PrivateDistances as PrivateDistances
+from gradkin.kernels.private_distances import private_l1_distances as private_l1_distances
+from gradkin.kernels.private_distances import private_l2_distances as private_l2_distances
+from gradkin.kernels.private_features import PrivateKernelSums as PrivateKernelSums
+from gradkin.kernels.private_features import private_kernel_sums as private_kernel_sums
+from gradkin.kernels.private_features import (
+    private_smooth_kernel_sums as private_smooth_kernel_sums,
+)
+from gradkin.kernels.private_means import PrivateMoments as PrivateMoments
+from gradkin.kernels.private_means import private_moments as private_moments
+from gradkin.kernels.smoothers import RefitErrors as RefitErrors
+from gradkin.kernels.smoothers import covariance_degrees_of_freedom as covariance_degrees_of_freedom
+from gradkin.kernels.smoothers import effective_parameters as effective_parameters
+from gradkin.kernels.smoothers import kernel_smoother as kernel_smoother
+from gradkin.kernels.smoothers import linear_smoother as linear_smoother
+from gradkin.kernels.smoothers import neighbor_smoother as neighbor_smoother
+from gradkin.kernels.smoothers import refit_errors as refit_errors
+from gradkin.kernels.vendi import internal_diversity as internal_diversity
+from gradkin.kernels.vendi import renyi_entropy as renyi_entropy
+from gradkin.kernels.vendi import vendi_score as vendi_score
+from gradkin.kernels.vendi_estimates import NystromVendi as NystromVendi
+from gradkin.kernels.vendi_estimates import SubsampledScore as SubsampledScore
+from gradkin.kernels.vendi_estimates import VendiEstimate as VendiEstimate
+from gradkin.kernels.vendi_estimates import subsampled_score as subsampled_score
+from gradkin.kernels.vendi_estimates import vendi_score_nystrom as vendi_score_nystrom
+from gradkin.kernels.vendi_estimates import vendi_score_slq as vendi_score_slq
+from gradkin.kernels.vendi_features import SecondMoment as SecondMoment
+from gradkin.kernels.vendi_features import second_moment as second_moment
+from gradkin.kernels.vendi_features import vendi_score_features as vendi_score_features
 
 __all__ = [
+    "BoostingSmoother",
     "Cauchy",
     "Cosine",
     "Euclidean",
     "Exponential",
+    "ExponentialSum",
     "Gaussian",
+    "InterpolantLoss",
     "Laplacian",
     "Linear",
     "Manhattan",
+    "NystromVendi",
     "Polynomial",
+    "PrivacyBudget",
+    "PrivateDistances",
+    "PrivateKernelSums",
+    "PrivateMoments",
+    "RefitErrors",
+    "ScaledNoncentralChiSquare",
+    "SecondMoment",
+    "SharedLeaves",
     "SquaredEuclidean",
+    "SubsampledScore",
     "Tanimoto",
     "Tversky",
+    "VendiEstimate",
+    "boosting_smoother",
+    "bootstrap_counts",
+    "covariance_degrees_of_freedom",
+    "effective_parameters",
+    "exponential_sum",
+    "fit_noncentral_chi_square",
+    "forest_kernel",
+    "forest_smoother",
+    "internal_diversity",
+    "interpolant_loss",
+    "kernel_mean_shift",
+    "kernel_smoother",
+    "linear_smoother",
+    "mean_shift",
+    "mean_shift_outlier_scores",
+    "neighbor_smoother",
+    "nystrom",
+    "privacy_spent",
+    "private_kernel_sums",
+    "private_l1_distances",
+    "private_l2_distances",
+    "private_moments",
+    "private_smooth_kernel_sums",
+    "probabilistic_reconstruction_error",
+    "random_features",
+    "reconstruction_error",
+    "refit_errors",
+    "renyi_entropy",
+    "required_inductive_bias",
+    "second_moment",
+    "subsampled_score",
+    "vendi_score",
+    "vendi_score_features",
+    "vendi_score_nystrom",
+    "vendi_score_slq",
 ]
