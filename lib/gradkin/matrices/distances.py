@@ -8,6 +8,7 @@ few features, where a matrix product saves nothing, are subtracted and have no s
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +24,21 @@ FEW_FEATURES = 4
 UNROLL = 8
 
 
-def points(x: Array) -> Array:
+def points(x: Any) -> Array:
     """Points as rows of floats, ``[n, features]``, at least float32."""
     x = jnp.asarray(x)
     dtype = at_least_float32(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else float
     return x.reshape((x.shape[0], -1)).astype(dtype)
 
 
-def product(x: Array, y: Array) -> Array:
+def product(x: Any, y: Any) -> Array:
     """``<x_i, y_j>``, in full precision on every backend."""
     return lax.dot_general(x, y, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def squared_euclidean(x: Array, y: Array) -> Array:
+def squared_euclidean(x: Any, y: Any) -> Array:
     """``|x_i - y_j|^2`` of ``[n, d]`` and ``[m, d]`` points: ``[n, m]``, never negative."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
     if x.shape[1] <= FEW_FEATURES:
         total = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
         for f in range(x.shape[1]):
@@ -50,13 +52,14 @@ def squared_euclidean(x: Array, y: Array) -> Array:
     return jnp.maximum(x_norms + y_norms - 2 * product(x, y), 0)
 
 
-def euclidean(x: Array, y: Array) -> Array:
+def euclidean(x: Any, y: Any) -> Array:
     """``|x_i - y_j|``; where it is zero its derivative is zero."""
     return safe_sqrt(squared_euclidean(x, y))
 
 
-def manhattan(x: Array, y: Array) -> Array:
+def manhattan(x: Any, y: Any) -> Array:
     """``|x_i - y_j|_1``: a loop over features, so that no ``[n, m, d]`` array arises."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
     num_features = x.shape[1]
     start = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
 
@@ -76,7 +79,7 @@ def manhattan(x: Array, y: Array) -> Array:
     return lax.scan(lambda total, pair: (total + some(*pair), None), first, (xs[1:], ys[1:]))[0]
 
 
-def at_points(tile: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
+def at_points(tile: Callable[[Array, Array], Array], x: Any, y: Any) -> Array:
     """One entry, from a function that fills tiles.
 
     A single ``y`` is its own center, so a distance of two points is that of their difference.

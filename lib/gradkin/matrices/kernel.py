@@ -128,7 +128,7 @@ class KernelMatrix:
         """
         axis = checked_axis(axis)
         sums = self.sum(axis)
-        return sums / self._counts(axis).astype(sums.dtype)
+        return sums / self.counts(axis).astype(sums.dtype)
 
     def logsumexp(self, axis: int | None = None) -> Array:
         """Logarithm of the sum of entries, all, of each column (0) or of each row (1).
@@ -218,22 +218,7 @@ class KernelMatrix:
         checks.one_of((1, 2), passes=passes)
         other = self if other is None else other
         self._same_shape(other)
-        for name, matrix in (("the matrix", self), ("other", other)):
-            if not isinstance(matrix, KernelMatrix) or matrix.y is not None:
-                raise ValueError(f"Expected {name} to compare points with themselves (y=None).")
-            if matrix.weights is not None or matrix.row_weights is not None:
-                raise ValueError(
-                    f"Expected {name} without weights of columns; pass weights= to centered_sums."
-                )
-            if not matrix.keep_diagonal:
-                raise ValueError(f"Expected {name} with its diagonal; unbiased=True leaves it out.")
-        if unbiased and len(self) < 3:
-            raise ValueError(f"Expected at least 3 points for unbiased=True, got {len(self)}.")
-        if weights is not None:
-            if unbiased:
-                raise ValueError("Expected unbiased=False with weights: U-centering has none.")
-            weights = factors(weights, len(self))
-            checks.non_negative(weights=weights)
+        weights = self.checked_centering(other, unbiased, weights)
         return kernel_centering.centered_sums(
             self, other, weights, unbiased=unbiased, passes=passes
         )
@@ -285,6 +270,27 @@ class KernelMatrix:
             return self
         return dataclasses.replace(self, placement=None)
 
+    def checked_centering(self, other: Any, unbiased: bool, weights: Any) -> Array | None:
+        """The weights of `centered_sums` as an array; raises ValueError unless all fits."""
+        for name, matrix in (("the matrix", self), ("other", other)):
+            if not matrix.form.same:
+                raise ValueError(f"Expected {name} to compare points with themselves (y=None).")
+            if matrix.weights is not None or matrix.row_weights is not None:
+                raise ValueError(
+                    f"Expected {name} without weights of columns; pass weights= to centered_sums."
+                )
+            if not matrix.keep_diagonal:
+                raise ValueError(f"Expected {name} with its diagonal; unbiased=True leaves it out.")
+        if unbiased and len(self) < 3:
+            raise ValueError(f"Expected at least 3 points for unbiased=True, got {len(self)}.")
+        if weights is None:
+            return None
+        if unbiased:
+            raise ValueError("Expected unbiased=False with weights: U-centering has none.")
+        weights = factors(weights, len(self))
+        checks.non_negative(weights=weights)
+        return weights
+
     def _turned_placement(self) -> Placement | None:
         # Points compared with themselves are split by rows on either side.
         if self.placement is None or self.y is None:
@@ -292,8 +298,8 @@ class KernelMatrix:
         turned = {"rows": "columns", "columns": "rows", "ring": "ring"}[self.placement.split]
         return self.placement._replace(split=turned)
 
-    def _counts(self, axis: int | None) -> Array:
-        """How many entries each sum has."""
+    def counts(self, axis: int | None) -> Array:
+        """How many entries each sum has, those left out not counted."""
         rows, columns = self.rows_side(), self.columns_side()
         present = [
             jnp.ones(size, float) if side.mask is None else side.mask.astype(float)
