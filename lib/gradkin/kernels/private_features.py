@@ -12,6 +12,7 @@ import numpy as np
 from gradkin import checks
 from gradkin.kernels import private_rows
 from gradkin.kernels.exponential_sums import ExponentialSum
+from gradkin.kernels.features import draw_frequencies
 from gradkin.kernels.functions import Exponential, Gaussian, Laplacian
 from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise
 from gradkin.typing import Array, ArrayLike, PRNGKey
@@ -280,7 +281,7 @@ def _release(
     width, dtype = rows.x.shape[1], rows.x.dtype
     kernel.check((width,))
     bandwidth = jnp.broadcast_to(jnp.asarray(kernel.bandwidth).astype(dtype), (width,))
-    map_key, normal_key, scale_key, phase_key, noise_key = jax.random.split(key, 5)
+    map_key, frequency_key, phase_key, noise_key = jax.random.split(key, 4)
     projection = None
     if projection_size is not None:
         if isinstance(kernel, Laplacian):
@@ -299,9 +300,8 @@ def _release(
     # exp(-t z) has the frequencies of exp(-z) times t, or its root where z is a squared distance.
     power = 0.5 if isinstance(kernel, Gaussian) else 1.0
     rates = jnp.asarray(np.repeat(terms.rates**power, counts), dtype)
-    scales = kernel.spectral_scale(scale_key, (size, width)).astype(dtype)
-    frequencies = jax.random.normal(normal_key, (size, width), dtype) * scales
-    frequencies = frequencies * rates[:, None] / bandwidth[None]
+    frequencies = draw_frequencies(frequency_key, kernel, size, width, orthogonal=False)
+    frequencies = frequencies.astype(dtype) * rates[:, None] / bandwidth[None]
     offsets = None
     if not paired:
         offsets = jax.random.uniform(phase_key, (size,), dtype, 0.0, 2 * math.pi)
