@@ -1,5 +1,18 @@
 """What is read off kernel matrices, and the kernels."""
 
+from gradkin.kernels.bandwidth import BandwidthSearch as BandwidthSearch
+from gradkin.kernels.bandwidth import cross_validated_bandwidth as cross_validated_bandwidth
+from gradkin.kernels.bandwidth import leave_one_out_log_likelihood as leave_one_out_log_likelihood
+from gradkin.kernels.bandwidth import scott_bandwidth as scott_bandwidth
+from gradkin.kernels.bandwidth import silverman_bandwidth as silverman_bandwidth
+from gradkin.kernels.density import DensityEstimate as DensityEstimate
+from gradkin.kernels.density import log_density as log_density
+from gradkin.kernels.density import log_normalizer as log_normalizer
+from gradkin.kernels.density_features import feature_density as feature_density
+from gradkin.kernels.density_grid import GridDensity as GridDensity
+from gradkin.kernels.density_grid import grid_density as grid_density
+from gradkin.kernels.density_sampling import neighbor_density as neighbor_density
+from gradkin.kernels.density_sampling import sampled_density as sampled_density
 from gradkin.kernels.exponential_sums import ExponentialSum as ExponentialSum
 from gradkin.kernels.exponential_sums import exponential_sum as exponential_sum
 from gradkin.kernels.features import random_features as random_features
@@ -31,6 +44,8 @@ from gradkin.kernels.mean_shift import (
     probabilistic_reconstruction_error as probabilistic_reconstruction_error,
 )
 from gradkin.kernels.mean_shift import reconstruction_error as reconstruction_error
+from gradkin.kernels.neighbor_index import InvertedFile as InvertedFile
+from gradkin.kernels.neighbor_index import inverted_file as inverted_file
 from gradkin.kernels.noncentral_chi_square import (
     ScaledNoncentralChiSquare as ScaledNoncentralChiSquare,
 )
@@ -71,14 +86,18 @@ from gradkin.kernels.vendi_features import second_moment as second_moment
 from gradkin.kernels.vendi_features import vendi_score_features as vendi_score_features
 
 __all__ = [
+    "BandwidthSearch",
     "BoostingSmoother",
     "Cauchy",
     "Cosine",
+    "DensityEstimate",
     "Euclidean",
     "Exponential",
     "ExponentialSum",
     "Gaussian",
+    "GridDensity",
     "InterpolantLoss",
+    "InvertedFile",
     "Laplacian",
     "Linear",
     "Manhattan",
@@ -100,18 +119,26 @@ __all__ = [
     "boosting_smoother",
     "bootstrap_counts",
     "covariance_degrees_of_freedom",
+    "cross_validated_bandwidth",
     "effective_parameters",
     "exponential_sum",
+    "feature_density",
     "fit_noncentral_chi_square",
     "forest_kernel",
     "forest_smoother",
+    "grid_density",
     "internal_diversity",
     "interpolant_loss",
+    "inverted_file",
     "kernel_mean_shift",
     "kernel_smoother",
+    "leave_one_out_log_likelihood",
     "linear_smoother",
+    "log_density",
+    "log_normalizer",
     "mean_shift",
     "mean_shift_outlier_scores",
+    "neighbor_density",
     "neighbor_smoother",
     "nystrom",
     "privacy_spent",
@@ -126,7 +153,10 @@ __all__ = [
     "refit_errors",
     "renyi_entropy",
     "required_inductive_bias",
+    "sampled_density",
+    "scott_bandwidth",
     "second_moment",
+    "silverman_bandwidth",
     "subsampled_score",
     "vendi_score",
     "vendi_score_features",
