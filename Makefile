@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 OLD_PEERS := .venv-peers-old-jax
-PEER_PACKAGES := jax==0.10.2 torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
+PEER_PACKAGES := jax==0.10.1 torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
   hyppo==0.5.2 KDEpy==1.1.12
 OLD_PEER_PACKAGES := jax==0.4.25 jaxlib==0.4.25 'numpy<2' 'scipy<1.13' neural-tangents==0.6.5
 BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice
