@@ -154,38 +154,29 @@ def train(config, name, keys, curve_tasks, search, scalars, rate, loop):
     )
     weights = jax.vmap(lambda key: several(jax.random.split(key, config.restarts)))(keys)
     weights = jax.tree.map(lambda w: w[:, :restarts, :own], weights)
-    state = jax.vmap(
-        lambda weights, *rest: training.begin(weights, optimizer, *rest, restarts=True)
-    )(weights, keys, (curve_tasks, scalars, rate))
     predictor = lambda params: training.attention_predictor(params, num_layers=depth)
 
-    def evaluate(state, data):
-        tasks, scalars, rate = state.extra
+    def measure(params, tasks, scalars, rate):
+        mine = predictor(params)
+        plus = icl.compare(mine, plus_plus(name, scalars), tasks)
+        plain = icl.compare(mine, training.descent_predictor(rate, num_steps=depth), tasks)
+        return {"loss": loss_of(mine, tasks), "plus": plus.cosine, "plain": plain.cosine}
 
-        def one(params):
-            mine = predictor(params)
-            plus = icl.compare(mine, plus_plus(name, scalars), tasks)
-            plain = icl.compare(mine, training.descent_predictor(rate, num_steps=depth), tasks)
-            return {"loss": loss_of(mine, tasks), "plus": plus.cosine, "plain": plain.cosine}
-
-        return jax.vmap(one)(state.params)
-
-    step = training.make_step(
+    steps = config.steps if own == 1 else config.steps_own
+    return training.train_restarts(
+        loop,
         lambda params, tasks: loss_of(predictor(params), tasks),
+        measure,
         lambda key: draw(config, key, config.batch if depth <= 2 else config.batch_five),
         optimizer,
-        restarts=True,
+        weights,
+        keys,
+        (curve_tasks, scalars, rate),
+        search,
+        steps=steps,
+        every=steps // config.evaluations,
+        name=name,
     )
-    steps = config.steps if own == 1 else config.steps_own
-    every = steps // config.evaluations
-    state, history = loop(step, state, steps, every=every, evaluate=evaluate, name=name)
-
-    def select(params, search, history):
-        losses = jax.vmap(lambda w: loss_of(predictor(w), search))(params)
-        chosen, best = training.best_restart(losses, params)
-        return chosen, {k: v[:, best] for k, v in history.items()}, losses
-
-    return training.per_seed(select, state.params, search, history)
 
 
 def final(config, tasks, weights, scalars, rates):
@@ -210,7 +201,11 @@ def final(config, tasks, weights, scalars, rates):
 
 
 def iterate(config, tasks, weights, rate):
-    """Losses after each of many damped applications of one trained layer, and of GD's layer."""
+    """Losses after each of many damped applications of one trained layer, and of GD's layer.
+
+    Activations stay within 10, as in the reference for more than three layers: of 10,000 tasks a
+    few have inputs so large that the iteration diverges, the trained one and GD's alike.
+    """
     constructed = icl.gd_attention(
         num_inputs=config.num_inputs, num_outputs=1, num_context=config.num_context, rate=rate
     )
@@ -223,6 +218,7 @@ def iterate(config, tasks, weights, rate):
                 num_layers=config.iterations,
                 num_outputs=1,
                 damping=config.damping,
+                clip=10.0,
             )
             return -states[:, -1, -1]
 
@@ -356,7 +352,6 @@ CLAIMS = (
         measure=lambda m: training.gap(m["iterated"], m["iterated_gd"]).max(1),
         holds=lambda v: v <= 0.02,
         threshold="<= 0.02",
-        verdict="inconclusive",
     ),
     claim(
         text="its loss keeps decreasing (loss after 50 applications above the smallest before)",
@@ -364,6 +359,5 @@ CLAIMS = (
         measure=lambda m: m["iterated"][:, -1] - m["iterated"][:, :-1].min(1),
         holds=lambda v: v <= 0.001,
         threshold="<= 0.001",
-        verdict="inconclusive",
     ),
 )

@@ -119,28 +119,21 @@ def train(config, name, keys, rate, curve_tasks, search, loop):
         )
     )
     weights = jax.vmap(lambda k: draw_weights(jax.random.split(k, config.restarts)))(keys)
-    state = jax.vmap(
-        lambda weights, *rest: training.begin(weights, optimizer, *rest, restarts=True)
-    )(weights, keys, (rate, curve_tasks))
-    step = training.make_step(
+    weights, history, _ = training.train_restarts(
+        loop,
         lambda params, tasks: loss_of(predictor(params), tasks),
+        lambda params, *extra: measure(predictor(params), *extra),
         lambda key: draw(config, key, config.batch),
         optimizer,
-        restarts=True,
+        weights,
+        keys,
+        (rate, curve_tasks),
+        search,
+        steps=config.steps,
+        every=config.every,
+        name=name,
     )
-    evaluate = lambda state, data: jax.vmap(lambda w: measure(predictor(w), *state.extra))(
-        state.params
-    )
-    state, history = loop(
-        step, state, config.steps, every=config.every, evaluate=evaluate, name=name
-    )
-
-    def select(params, search, history):
-        losses = jax.vmap(lambda w: loss_of(predictor(w), search))(params)
-        chosen, best = training.best_restart(losses, params)
-        return chosen, {k: v[:, best] for k, v in history.items()}
-
-    return training.per_seed(select, state.params, search, history)
+    return weights, history
 
 
 def analyse(config, weights, rates, test):

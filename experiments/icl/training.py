@@ -67,6 +67,35 @@ def best_restart(losses, params):
     return jax.tree.map(lambda leaf: leaf[best], params), best
 
 
+def train_restarts(
+    loop, loss_fn, measure, draw, optimizer, weights, keys, extra, search, *, steps, every, name
+):
+    """Train every restart of every seed at once; keep each seed's best on other tasks.
+
+    ``weights`` has leaves [S, R, ...], ``extra`` is a tuple of trees [S, ...] for
+    ``measure(params, *extra)``. Returns the kept weights, their history and all R losses on
+    ``search``.
+    """
+    state = jax.vmap(lambda weights, *rest: begin(weights, optimizer, *rest, restarts=True))(
+        weights, keys, extra
+    )
+    state, history = loop(
+        make_step(loss_fn, draw, optimizer, restarts=True),
+        state,
+        steps,
+        every=every,
+        evaluate=lambda state, data: jax.vmap(lambda w: measure(w, *state.extra))(state.params),
+        name=name,
+    )
+
+    def select(params, search, history):
+        losses = jax.vmap(loss_fn, (0, None))(params, search)
+        chosen, best = best_restart(losses, params)
+        return chosen, {k: v[:, best] for k, v in history.items()}, losses
+
+    return per_seed(select, state.params, search, history)
+
+
 def over_tasks(predictor):
     """From ``(x, y, query) -> prediction`` to a function of `Tasks`."""
     return lambda tasks: jax.vmap(predictor)(tasks.x, tasks.y, tasks.query)
