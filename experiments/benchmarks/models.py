@@ -172,6 +172,64 @@ def cnn(
     return Case(*both(predict), params, classified((batch, size, size, 1), 10))
 
 
+def resnet(
+    *,
+    batch: int,
+    size: int = 224,
+    width: int = 64,
+    blocks: tuple[int, ...] = (3, 4, 6, 3),
+    groups: int = 32,
+    classes: int = 1000,
+) -> Case:
+    """ResNet-50's bottlenecks with group norm: batch norm has no per-example gradient."""
+    seeds = iter(range(10_000))
+
+    def conv_params(kernel: int, inputs: int, outputs: int) -> Any:
+        fan_in = kernel * kernel * inputs
+        shape = (kernel, kernel, inputs, outputs)
+        norm = {"scale": jnp.ones(outputs), "bias": jnp.zeros(outputs)}
+        return {"kernel": random(shape, fan_in, next(seeds)), **norm}
+
+    stages, inputs = [], width
+    for stage, count in enumerate(blocks):
+        inner = width * 2**stage
+        stages.append([])
+        for block in range(count):
+            shapes = ((1, inputs, inner), (3, inner, inner), (1, inner, 4 * inner))
+            layer = {f"conv_{i}": conv_params(*shape) for i, shape in enumerate(shapes)}
+            if block == 0:
+                layer["short"] = conv_params(1, inputs, 4 * inner)
+            stages[-1].append(layer)
+            inputs = 4 * inner
+    head = {"kernel": random((inputs, classes), inputs, next(seeds)), "bias": jnp.zeros(classes)}
+    params = {"stem": conv_params(7, 3, width), "stages": stages, "head": head}
+
+    def convolved(layer: Any, x: jax.Array, stride: int = 1) -> jax.Array:
+        y = lax.conv_general_dilated(
+            x, layer["kernel"], (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        grouped = y.reshape(*y.shape[:3], groups, -1)
+        mean = jnp.mean(grouped, (1, 2, 4), keepdims=True)
+        spread = lax.rsqrt(jnp.var(grouped, (1, 2, 4), keepdims=True) + 1e-5)
+        return ((grouped - mean) * spread).reshape(y.shape) * layer["scale"] + layer["bias"]
+
+    def predict(params: Any, x: jax.Array) -> jax.Array:
+        images = x if x.ndim == 4 else x[None]
+        h = jax.nn.relu(convolved(params["stem"], images, 2))
+        h = lax.reduce_window(h, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        for stage, layers in enumerate(params["stages"]):
+            for block, layer in enumerate(layers):
+                stride = 2 if stage > 0 and block == 0 else 1
+                short = convolved(layer["short"], h, stride) if block == 0 else h
+                y = jax.nn.relu(convolved(layer["conv_0"], h))
+                y = jax.nn.relu(convolved(layer["conv_1"], y, stride))
+                h = jax.nn.relu(short + convolved(layer["conv_2"], y))
+        logits = affine(params["head"], jnp.mean(h, (1, 2)))
+        return logits if x.ndim == 4 else logits[0]
+
+    return Case(*both(predict), params, classified((batch, size, size, 3), classes))
+
+
 def vit(
     *,
     batch: int,
@@ -271,6 +329,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "cnn": functools.partial(cnn, batch=64),
     "vit-tiny": functools.partial(vit, batch=16),
     "lstm": functools.partial(lstm, batch=32),
+    "resnet-50": functools.partial(resnet, batch=32),
     "gpt2-small": functools.partial(
         transformer, batch=32, length=512, width=768, layers=12, heads=12, vocabulary=50257
     ),
@@ -284,6 +343,8 @@ def tiny(name: str) -> Case:
         return mlp(batch=4, sizes=(6, 8, 8, 3))
     if family == "cnn":
         return cnn(batch=4, size=8, channels=(2, 3), hidden=5)
+    if family == "resnet":
+        return resnet(batch=4, size=16, width=4, blocks=(1, 2), groups=2, classes=3)
     if family == "vit":
         return vit(batch=4, size=8, width=12, layers=2)
     if family == "lstm":

@@ -30,7 +30,7 @@ FULL = (
     "vit-tiny",
     "lstm",
 )
-ACCELERATOR = ("gpt2-small",)
+ACCELERATOR = ("gpt2-small", "resnet-50")
 PLAIN = ("plain: grad of mean", "plain: batched loss", "plain: G.mean()")
 MAX_NORM = 1.0
 # Times the plain gradient, set before the library was written.
