@@ -4,6 +4,9 @@ from gradkin.matrices.estimates import Estimate as Estimate
 from gradkin.matrices.estimates import diagonal as diagonal
 from gradkin.matrices.estimates import frobenius_norm as frobenius_norm
 from gradkin.matrices.estimates import trace as trace
+from gradkin.matrices.kronecker import KroneckerMatrix as KroneckerMatrix
+from gradkin.matrices.kronecker import ekfac as ekfac
+from gradkin.matrices.kronecker import kfac as kfac
 from gradkin.matrices.lanczos import Eigenpairs as Eigenpairs
 from gradkin.matrices.lanczos import SpectralDensity as SpectralDensity
 from gradkin.matrices.lanczos import log_determinant as log_determinant
@@ -19,13 +22,16 @@ from gradkin.matrices.solves import solve as solve
 __all__ = [
     "Eigenpairs",
     "Estimate",
+    "KroneckerMatrix",
     "OutputLoss",
     "Solution",
     "SpectralDensity",
     "binary_cross_entropy",
     "cross_entropy",
     "diagonal",
+    "ekfac",
     "frobenius_norm",
+    "kfac",
     "log_determinant",
     "solve",
     "spectral_density",

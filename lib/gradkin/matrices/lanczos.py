@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -187,9 +187,9 @@ def spectral_density(
         checks.rank(1, grid=grid)
     if width is not None:
         checks.positive(width=width)
-    points, grid = (grid, None) if isinstance(grid, int) else (None, grid)
+    points, given = (grid, None) if isinstance(grid, int) else (0, grid)
     return _spectral_density(
-        key, A, grid, width, num_matvecs=num_matvecs, num_probes=num_probes, points=points
+        key, A, given, width, num_matvecs=num_matvecs, num_probes=num_probes, points=points
     )
 
 
@@ -197,12 +197,12 @@ def spectral_density(
 def _spectral_density(
     key: PRNGKey,
     A: Any,
-    grid: Array | None,
+    grid: ArrayLike | None,
     width: Scalar | None,
     *,
     num_matvecs: int,
     num_probes: int,
-    points: int | None,
+    points: int,
 ) -> SpectralDensity:
     nodes, weights = _quadrature(key, A, num_matvecs, num_probes)
     low, high = jnp.min(nodes), jnp.max(nodes)
@@ -314,7 +314,7 @@ def _ritz(op: Operator, start: Array, num_matvecs: int) -> Ritz:
 
     with numerics():
         factorise = decomp.tridiag_sym(num_matvecs, reortho="full", materialize=False)
-        basis, (diagonal, coupling), residual, _ = factorise(op.product, start)
+        basis, (diagonal, coupling), residual, _ = cast(Any, factorise(op.product, start))
         last = jnp.linalg.norm(residual)
         before = jnp.concatenate([jnp.zeros((1,), op.dtype), coupling])
         after = jnp.concatenate([coupling, last[None]])

@@ -73,7 +73,8 @@ def _solve(A: Any, b: PyTree, damping: Scalar, rtol: Scalar, *, max_steps: int) 
 
     op = operator(A)
     b = op.flatten(b)
-    shift, tolerance = jnp.asarray(damping, op.dtype), jnp.asarray(rtol, op.dtype)
+    shift: Any = jnp.asarray(damping, op.dtype)
+    tolerance: Any = jnp.asarray(rtol, op.dtype)
 
     def damped(x: Array) -> Array:
         return op.product(x) + shift * x
