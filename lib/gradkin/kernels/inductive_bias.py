@@ -13,9 +13,9 @@ from gradkin.kernels.noncentral_chi_square import fit_noncentral_chi_square
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
-# Halvings of the interval that holds the tilt's logarithm, and its ends.
+# Halvings of the interval that holds the tilt's logarithm, and its ends: squares stay finite.
 BISECTIONS = 60
-WIDEST = 60.0
+LOWEST, HIGHEST = -60.0, 40.0
 
 
 def required_inductive_bias(
@@ -183,37 +183,38 @@ def interpolant_loss(
 def generalized_chi_square_tail(error: Array, residual: Array, variance: Array) -> Array:
     """``-log P(mean (residual + sqrt(variance) z)^2 <= error)``."""
     outputs = residual.shape[1]
-    weight = variance / residual.size
-    offset = jnp.sum(jnp.square(residual), axis=1) / residual.size
-    largest = jnp.max(weight)
+    largest = jnp.max(variance) / residual.size
     unit = jnp.where(largest > 0, largest, 1)
+    # In units of the largest weight: none over- or underflows however far out.
+    weight = variance / residual.size / unit
+    offset = jnp.sum(jnp.square(residual), axis=1) / residual.size / unit
+    error = error / unit
 
     def tilted(tau: Array) -> tuple[Array, Array]:
         """The tilt, rising with ``tau``, and ``1 / (1 - 2 theta w)`` for every direction."""
-        tilt = -0.5 * jnp.expm1(-tau) / unit
-        return tilt, 1 / (1 + jnp.expm1(-tau) * (weight / unit))
+        return -0.5 * jnp.expm1(-tau), 1 / (1 - weight + weight * jnp.exp(-tau))
 
-    def mean(v: Array) -> Array:
+    def mean(tau: Array) -> Array:
+        v = tilted(tau)[1]
         return jnp.sum(outputs * weight * v + offset * jnp.square(v))
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = 0.5 * (low + high)
-        too_high = mean(tilted(middle)[1]) > error
+        too_high = mean(middle) > error
         return jnp.where(too_high, low, middle), jnp.where(too_high, middle, high)
 
-    ends = jnp.full((), -WIDEST, error.dtype), jnp.full((), WIDEST, error.dtype)
-    unreachable = mean(tilted(ends[0])[1]) > error
+    ends = jnp.full((), LOWEST, error.dtype), jnp.full((), HIGHEST, error.dtype)
     low, high = jax.lax.fori_loop(0, BISECTIONS, halve, ends)
     tilt, v = tilted(0.5 * (low + high))
-    cgf = jnp.sum(0.5 * outputs * jnp.log(v) + tilt * offset * v)
-    # theta^r K^(r)(theta): the factors alone over- and underflow far out.
-    own, shift = tilt * weight * v, tilt * offset * v
+    own, shift = weight * v, offset * v
+    cgf = jnp.sum(0.5 * outputs * jnp.log(v) + tilt * shift)
     second = jnp.sum(2 * outputs * own**2 + 4 * shift * own * v)
     third = jnp.sum(8 * outputs * own**3 + 24 * shift * own**2 * v)
-    sign = jnp.sign(tilt)
-    value = saddlepoint.neg_log_cdf(
-        error, tilt, cgf, sign * jnp.sqrt(second), sign * third / second**1.5
-    )
+    # Not tilt * sqrt(second), which underflows.
+    own, shift = tilt * own, tilt * shift
+    std = jnp.sqrt(jnp.sum(2 * outputs * own**2 + 4 * shift * own * v))
+    value = saddlepoint.neg_log_cdf(error, tilt, cgf, jnp.sign(tilt) * std, third / second**1.5)
     certain = jnp.where(jnp.sum(offset) <= error, 0, jnp.inf)
+    unreachable = mean(ends[0]) > error
     return jnp.where(largest > 0, jnp.where(unreachable, jnp.inf, value), certain)

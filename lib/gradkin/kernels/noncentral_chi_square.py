@@ -1,7 +1,7 @@
 """A scaled non-central chi-square law: fitted to losses, asked for its far lower tail."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +158,7 @@ def maximize_likelihood(losses: Array) -> ScaledNoncentralChiSquare:
     def objective(logs: Array) -> Array:
         return -jnp.mean(ScaledNoncentralChiSquare(*jnp.exp(logs)).log_density(x))
 
-    def newton(_: int, logs: Array) -> Array:
+    def newton(_: Any, logs: Array) -> Array:
         slope, bend = jax.grad(objective)(logs), jax.hessian(objective)(logs)
         curvatures, directions = jnp.linalg.eigh(bend)
         # Rounding decides the sign of a flat direction, so every direction goes downhill.
