@@ -27,7 +27,7 @@ define need-python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install replicate test check lint format types imports peers peers-old-jax notebooks bench clean
+.PHONY: help install replicate test coverage check lint format types imports peers peers-old-jax notebooks bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ replicate: install  ## replicate the papers of REPLICATE at PRESET=quick, SEEDS=
 
 test: install  ## the test suite
 	$(PYTEST)
+
+coverage: install  ## the test suite, and which lines of the library it runs
+	$(PYTEST) --cov=gradkin --cov-report=term
 
 check: lint types imports test  ## lint, types, import contract, tests: what CI runs
 

@@ -128,8 +128,10 @@ def test_errors():
     with pytest.raises(TypeError, match=r"one axis of real numbers per example, got \(\)"):
         make(lambda p, x: jnp.sum(x @ p["a"]))(params, x)
     J = make(fun)(params, x)
-    with pytest.raises(ValueError, match="tangent to have the structure"):
+    with pytest.raises(ValueError, match="tangent to have the leaves of the parameters"):
         J @ {"a": params["a"]}
+    with pytest.raises(ValueError, match="tangent to have the shapes of the parameters"):
+        J @ jax.tree.map(lambda x: x.T[:, None], params)
     with pytest.raises(ValueError, match=r"weights of shape \(5, 3\), got \(5,\)"):
         np.ones(5) @ J
     with pytest.raises(TypeError, match="transpose of Jacobians, got PerExampleGrads"):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkin import checks
 from gradkin.matrices import backward, contraction, explain, leaves, products, programs
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.leaves import Leaf
@@ -74,10 +75,10 @@ class PerExampleJacobians:
                     f"Expected the transpose of Jacobians, got {type(other.matrix).__name__}."
                 )
             return _inner(self, other.matrix)
-        values = jax.tree.leaves(other)
-        if jax.tree.structure(other) != self.structure:
-            raise ValueError("Expected tangent to have the structure of the parameters.")
-        return _tangent(self, values)
+        shapes = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in self.leaves]
+        params = jax.tree.unflatten(self.structure, shapes)
+        checks.same_structure(other, params, name="tangent", like_name="the parameters")
+        return _tangent(self, jax.tree.leaves(other))
 
     def __rmatmul__(self, weights: Any) -> PyTree:
         """``weights @ J`` with weights ``[B, O]``: a pytree like the parameters."""
