@@ -79,8 +79,9 @@ def top_eigenpairs(
       which: "largest" and "smallest" count signs; "magnitude" is largest absolute value first.
 
     Returns:
-      `Eigenpairs`. Exactly repeated eigenvalues are found once. A matrix with fewer than ``k``
-      different eigenvalues ends the search early: NaN and zero vectors take the missing places.
+      `Eigenpairs`. One start sees each repeated eigenvalue once (rounding may find it again). A
+      matrix with fewer than ``k`` different ones therefore may end the search early: then NaN, and
+      zero vectors, take the last places.
 
     Raises:
       ValueError: ``k``, ``num_matvecs`` or ``which`` not as above.

@@ -1,0 +1,140 @@
+"""K-FAC and EKFAC where they are exact, and the order in which they approximate elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import gradkin
+from gradkin import curvature
+from tests.matrices import oracle
+from tests.matrices.models import attention, convolution
+from tests.matrices.models.model import normal
+
+
+def close(actual, wanted, tolerance=2e-5):
+    wanted = np.asarray(wanted)
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+def every_output(predict, params, x, num_outputs):
+    """Inputs repeated once per output, with targets such that the residuals average to identity.
+
+    In place of random labels: the expectation over them, written out.
+    """
+    x = jnp.repeat(x, num_outputs, axis=0)
+    residuals = jnp.tile(np.sqrt(num_outputs) * jnp.eye(num_outputs), (len(x) // num_outputs, 1))
+    return x, jax.vmap(predict, (None, 0))(params, x) - residuals
+
+
+def gradients(predict, params, batch):
+    loss = lambda p, example: curvature.squared_error(predict(p, example[0]), example[1])
+    return gradkin.per_example_grads(loss, route="factors")(params, batch)
+
+
+def test_a_linear_layer_is_exact():
+    predict = lambda w, x: x @ w
+    w, x = normal(0, 4, 3), normal(1, 6, 4)
+    G = gradients(predict, w, every_output(predict, w, x, 3))
+    wanted = np.kron(x.T @ x / 6, np.eye(3))
+    GN = gradkin.gauss_newton(predict, curvature.squared_error)(w, x, jnp.zeros((6, 3)))
+    close(GN.materialize(), wanted)
+    b = normal(2, 4, 3)
+    for make in (curvature.kfac, curvature.ekfac):
+        K = make(G)
+        close(K.materialize(), wanted)
+        close((K @ b).reshape(-1), wanted @ b.reshape(-1))
+        solution = np.linalg.solve(wanted + 0.1 * np.eye(12), b.reshape(-1))
+        close(K.solve(b, damping=0.1).value.reshape(-1), solution)
+
+
+def test_a_deep_linear_network_is_exact_block_by_block():
+    predict = lambda params, x: x @ params["a"] @ params["b"] @ params["c"]
+    params = {"a": normal(0, 3, 4), "b": normal(1, 4, 5), "c": normal(2, 5, 2)}
+    x = normal(3, 6, 3)
+    K = curvature.kfac(gradients(predict, params, every_output(predict, params, x, 2)))
+    GN = gradkin.gauss_newton(predict, curvature.squared_error)(params, x, jnp.zeros((6, 2)))
+    whole, blocks, start = np.asarray(GN.materialize()), np.zeros((42, 42)), 0
+    for leaf in jax.tree.leaves(params):
+        own = slice(start, start + leaf.size)
+        blocks[own, own] = whole[own, own]
+        start += leaf.size
+    close(K.materialize(), blocks)
+    b = ravel_pytree(jax.tree.map(jnp.ones_like, params))[0]
+    found = K.solve(jax.tree.map(jnp.ones_like, params), damping=0.5).value
+    close(ravel_pytree(found)[0], np.linalg.solve(blocks + 0.5 * np.eye(42), b))
+
+
+def two_layers(params, x):
+    hidden = jnp.tanh(x @ params["w"] + params["bias"])
+    return hidden @ params["v"]
+
+
+TWO = {"w": normal(0, 4, 6), "bias": normal(1, 6), "v": normal(2, 6, 3)}
+
+
+def fisher(num_samples=1):
+    make = gradkin.fisher(two_layers, curvature.cross_entropy, num_samples=num_samples)
+    return make(jax.random.key(0), TWO, normal(3, 10, 4))
+
+
+def test_corrected_eigenvalues_are_nearer_and_keep_the_trace():
+    F = fisher(num_samples=3)
+    wanted = np.asarray(F.materialize())  # bias, v, w
+    K, E = (np.asarray(make(F).materialize()) for make in (curvature.kfac, curvature.ekfac))
+    close(K[:6, :6], wanted[:6, :6])  # a small leaf that is no product: its full block
+    for own in (slice(6, 24), slice(24, 48)):
+        near, far = (np.linalg.norm(M[own, own] - wanted[own, own]) for M in (E, K))
+        assert near < far < np.linalg.norm(wanted[own, own])
+    close(np.trace(E), np.trace(wanted))
+    assert not np.any(K[:6, 6:])
+
+
+def test_no_room_for_a_full_block_leaves_its_diagonal():
+    F = fisher()
+    K = curvature.ekfac(F, full_size=5)
+    assert repr(K) == "KroneckerMatrix(1 diagonal, 2 kronecker, shape=(48, 48))"
+    block = np.asarray(K.materialize())[:6, :6]
+    close(block, np.diag(np.diag(F.materialize())[:6]))
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: attention.transformer(scan=True, tied=True), convolution.small_cnn]
+)
+def test_any_model(model):
+    """Scanned layers, positions, look-ups, convolutions: no layer is registered."""
+    G = oracle.matrix(model(), route="factors")
+    E = curvature.ekfac(G)
+    kinds = [block.kind for block in E.blocks]
+    assert kinds.count("kronecker") >= 2
+    total = sum(float(jnp.sum(x)) for x in jax.tree.leaves(G.second_moment())) / len(G)
+    np.testing.assert_allclose(sum(float(jnp.sum(x)) for x in E.eigenvalues), total, rtol=1e-4)
+    b = jax.tree.map(lambda s: normal(0, *s.shape), E.like)
+    x = E.solve(b, damping=0.1).value
+    back = jax.tree.map(lambda ex, x: ex + 0.1 * x, E @ x, x)
+    close(ravel_pytree(back)[0], ravel_pytree(b)[0], 1e-3)
+
+
+def test_is_a_matrix_like_the_others(key):
+    K = jax.jit(curvature.kfac)(fisher())
+    assert K.T is K
+    assert K.dtype == np.float32
+    values = np.linalg.eigvalsh(K.materialize())
+    top = curvature.top_eigenpairs(key, K, 2)
+    np.testing.assert_allclose(top.values, values[::-1][:2], rtol=1e-4)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(TypeError, match="recorded per-example gradients, .* got dict"):
+        curvature.kfac(TWO)
+    make = gradkin.fisher(two_layers, curvature.cross_entropy, batch_size=2)
+    with pytest.raises(TypeError, match="without batch_size"):
+        curvature.ekfac(make(jax.random.key(0), TWO, normal(3, 10, 4)))
+    K = curvature.kfac(fisher())
+    with pytest.raises(ValueError, match="damping >= 0, got damping=-1"):
+        K.solve(TWO, damping=-1)
+    with pytest.raises(ValueError, match="b to have the leaves of the parameters"):
+        K.solve({"w": TWO["w"]}, damping=1.0)
+    with pytest.raises(ValueError, match="the vector to have the leaves"):
+        K @ {"w": TWO["w"]}
