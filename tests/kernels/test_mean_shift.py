@@ -80,7 +80,7 @@ def test_kernel_mean_shift(key):
 
 def test_probabilistic_error(key):
     x, mean, log_variance = jax.random.normal(key, (3, 5, 4))
-    apre = jax.jit(kernels.probabilistic_reconstruction_error)
+    apre = jax.jit(kernels.probabilistic_error)
     squared = apre(x, mean, jnp.zeros_like(x), beta=0.0)
     np.testing.assert_allclose(squared, np.sum((x - mean) ** 2, 1), rtol=1e-5)
     np.testing.assert_allclose(squared, kernels.reconstruction_error(x, mean) ** 2, rtol=1e-5)
@@ -93,18 +93,16 @@ def test_probabilistic_error(key):
     np.testing.assert_allclose(slope, 0, atol=1e-5)
     with jax.enable_x64(True):
         wide = [jnp.asarray(a, jnp.float64) for a in (x, mean, log_variance)]
-        check_grads(kernels.probabilistic_reconstruction_error, wide, order=1)
+        check_grads(kernels.probabilistic_error, wide, order=1)
 
 
 @pytest.mark.parametrize("compare", ["original", "shifted", "both"])
 def test_scores(compare, key):
     x = jax.random.normal(key, (20, 4))
     reconstruct = lambda x: (0.5 * x, jnp.full_like(x, 0.3))
-    error = lambda x, out: kernels.probabilistic_reconstruction_error(x, *out, alpha=0.5)
-    found = kernels.mean_shift_outlier_scores(
-        x, reconstruct, num_neighbors=5, num_steps=2, error=error, compare=compare
-    )
+    error = lambda x, out: kernels.probabilistic_error(x, *out, alpha=0.5)
     y = kernels.mean_shift(x, num_neighbors=5, num_steps=2)
+    found = kernels.mean_shift_outlier_scores(x, y, reconstruct, error=error, compare=compare)
     expected = {
         "original": error(x, reconstruct(y)),
         "shifted": error(y, reconstruct(x)),
@@ -116,7 +114,8 @@ def test_scores(compare, key):
 def test_perfect_reconstruction_does_not_hide_an_outlier(key):
     """The identity reconstructs everything: its own errors say nothing, the score does."""
     x = jnp.append(jax.random.normal(key, (40, 2)), jnp.full((1, 2), 12.0), axis=0)
-    found = kernels.mean_shift_outlier_scores(x, lambda x: x, num_neighbors=6)
+    shifted = kernels.mean_shift(x, num_neighbors=6)
+    found = kernels.mean_shift_outlier_scores(x, shifted, lambda x: x)
     assert np.argmax(found) == 40
 
 
@@ -148,10 +147,12 @@ def test_bad_errors_and_scores():
     with pytest.raises(ValueError, match="reconstructed to have the shape"):
         kernels.reconstruction_error(x, x[:, :1])
     with pytest.raises(ValueError, match="log_variance to have the shape"):
-        kernels.probabilistic_reconstruction_error(x, x, x[0])
+        kernels.probabilistic_error(x, x, x[0])
     with pytest.raises(ValueError, match="beta >= 0"):
-        kernels.probabilistic_reconstruction_error(x, x, x, beta=-1.0)
+        kernels.probabilistic_error(x, x, x, beta=-1.0)
     with pytest.raises(ValueError, match="compare"):
-        kernels.mean_shift_outlier_scores(x, lambda x: x, num_neighbors=2, compare="median")
+        kernels.mean_shift_outlier_scores(x, x, lambda x: x, compare="median")
+    with pytest.raises(ValueError, match="shifted to have the shape"):
+        kernels.mean_shift_outlier_scores(x, x[:2], lambda x: x)
     with pytest.raises(ValueError, match="num_steps >= 0"):
         kernels.kernel_mean_shift(x, kernels.Gaussian(1.0), num_steps=-1)

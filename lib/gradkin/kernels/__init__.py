@@ -24,8 +24,12 @@ from gradkin.kernels.density_grid import grid_density as grid_density
 from gradkin.kernels.density_sampling import neighbor_density as neighbor_density
 from gradkin.kernels.density_sampling import sampled_density as sampled_density
 from gradkin.kernels.distance_covariance import independence_p_value as independence_p_value
-from gradkin.kernels.distance_covariance import squared_distance_correlation as squared_distance_correlation
-from gradkin.kernels.distance_covariance import squared_distance_covariance as squared_distance_covariance
+from gradkin.kernels.distance_covariance import (
+    squared_distance_correlation as squared_distance_correlation,
+)
+from gradkin.kernels.distance_covariance import (
+    squared_distance_covariance as squared_distance_covariance,
+)
 from gradkin.kernels.energy import Energy as Energy
 from gradkin.kernels.energy import energy_distance as energy_distance
 from gradkin.kernels.exponential_sums import ExponentialSum as ExponentialSum
@@ -56,12 +60,14 @@ from gradkin.kernels.hsic import hsic as hsic
 from gradkin.kernels.inductive_bias import InterpolantLoss as InterpolantLoss
 from gradkin.kernels.inductive_bias import interpolant_loss as interpolant_loss
 from gradkin.kernels.inductive_bias import required_inductive_bias as required_inductive_bias
-from gradkin.kernels.joint import concatenated_distance_covariance as concatenated_distance_covariance
+from gradkin.kernels.joint import (
+    concatenated_distance_covariance as concatenated_distance_covariance,
+)
 from gradkin.kernels.joint import joint_distance_covariance as joint_distance_covariance
-from gradkin.kernels.mean_shift import (
 from gradkin.kernels.mean_shift import kernel_mean_shift as kernel_mean_shift
 from gradkin.kernels.mean_shift import mean_shift as mean_shift
 from gradkin.kernels.mean_shift import mean_shift_outlier_scores as mean_shift_outlier_scores
+from gradkin.kernels.mean_shift import probabilistic_error as probabilistic_error
 from gradkin.kernels.mean_shift import reconstruction_error as reconstruction_error
 from gradkin.kernels.median import median_distance as median_distance
 from gradkin.kernels.mmd import MeanEstimate as MeanEstimate
@@ -71,6 +77,11 @@ from gradkin.kernels.mmd import squared_mmd as squared_mmd
 from gradkin.kernels.neighbor_index import InvertedFile as InvertedFile
 from gradkin.kernels.neighbor_index import inverted_file as inverted_file
 from gradkin.kernels.noncentral_chi_square import (
+    ScaledNoncentralChiSquare as ScaledNoncentralChiSquare,
+)
+from gradkin.kernels.noncentral_chi_square import (
+    fit_noncentral_chi_square as fit_noncentral_chi_square,
+)
 from gradkin.kernels.nystrom import nystrom as nystrom
 from gradkin.kernels.permutation import PermutationTest as PermutationTest
 from gradkin.kernels.permutation import independence_test as independence_test
@@ -80,9 +91,11 @@ from gradkin.kernels.private_budget import privacy_spent as privacy_spent
 from gradkin.kernels.private_distances import PrivateDistances as PrivateDistances
 from gradkin.kernels.private_distances import private_l1_distances as private_l1_distances
 from gradkin.kernels.private_distances import private_l2_distances as private_l2_distances
-from gradkin.kernels.private_features import (
 from gradkin.kernels.private_features import PrivateKernelSums as PrivateKernelSums
 from gradkin.kernels.private_features import private_kernel_sums as private_kernel_sums
+from gradkin.kernels.private_features import (
+    private_smooth_kernel_sums as private_smooth_kernel_sums,
+)
 from gradkin.kernels.private_means import PrivateMoments as PrivateMoments
 from gradkin.kernels.private_means import private_moments as private_moments
 from gradkin.kernels.smoothers import RefitErrors as RefitErrors
@@ -191,7 +204,7 @@ __all__ = [
     "private_l2_distances",
     "private_moments",
     "private_smooth_kernel_sums",
-    "probabilistic_reconstruction_error",
+    "probabilistic_error",
     "random_features",
     "reconstruction_error",
     "refit_errors",

@@ -157,7 +157,7 @@ def reconstruction_error(x: ArrayLike, reconstructed: ArrayLike) -> Float[Array,
     return jnp.linalg.norm((x - reconstructed).reshape(len(x), -1), axis=1)
 
 
-def probabilistic_reconstruction_error(
+def probabilistic_error(
     x: ArrayLike,
     mean: ArrayLike,
     log_variance: ArrayLike,
@@ -192,7 +192,7 @@ def probabilistic_reconstruction_error(
       >>> import jax.numpy as jnp
       >>> from gradkin import kernels
       >>> zero = jnp.zeros((1, 2))
-      >>> kernels.probabilistic_reconstruction_error(jnp.array([[3.0, 4.0]]), zero, zero).tolist()
+      >>> kernels.probabilistic_error(jnp.array([[3.0, 4.0]]), zero, zero).tolist()
       [25.0]
 
     References:
@@ -214,10 +214,9 @@ def probabilistic_reconstruction_error(
 
 def mean_shift_outlier_scores(
     x: Float[ArrayLike, "n d"],
+    shifted: Float[ArrayLike, "n d"],
     reconstruct: Callable[[Array], Any],
     *,
-    num_neighbors: int,
-    num_steps: int = 3,
     error: Callable[[Array, Any], Array] = reconstruction_error,
     compare: str = "original",
 ) -> Float[Array, " n"]:
@@ -236,12 +235,11 @@ def mean_shift_outlier_scores(
 
     Args:
       x: ``[n, d]`` points.
+      shifted: the same points moved, by `mean_shift` or `kernel_mean_shift`.
       reconstruct: maps ``[n, d]`` points to what ``error`` takes: reconstructions, or a tuple of
         means and log variances.
-      num_neighbors: as in `mean_shift`.
-      num_steps: as in `mean_shift`.
-      error: ``(x, reconstructed) -> [n]``; for `probabilistic_reconstruction_error` write
-        ``lambda x, out: probabilistic_reconstruction_error(x, *out)``.
+      error: ``(x, reconstructed) -> [n]``; for `probabilistic_error` write
+        ``lambda x, out: probabilistic_error(x, *out)``.
       compare: see the table.
 
     Returns:
@@ -249,14 +247,15 @@ def mean_shift_outlier_scores(
       small for an outlier, so means of a probabilistic error may be enormous.
 
     Raises:
-      ValueError: an unknown comparison, or what `mean_shift` refuses.
+      ValueError: an unknown comparison, shapes that differ, or points that are not finite (where
+        not traced).
 
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkin import kernels
       >>> x = jnp.array([[0.0], [1.0], [2.0], [30.0]])
-      >>> kernels.mean_shift_outlier_scores(
-      ...     x, lambda x: x, num_neighbors=2, num_steps=1).tolist()
+      >>> shifted = kernels.mean_shift(x, num_neighbors=2, num_steps=1)
+      >>> kernels.mean_shift_outlier_scores(x, shifted, lambda x: x).tolist()
       [0.5, 0.5, 0.5, 14.0]
 
     References:
@@ -267,13 +266,13 @@ def mean_shift_outlier_scores(
       is not. The default is the reading that outliers are drawn to the dense region.
     """
     checks.one_of(("original", "shifted", "both"), compare=compare)
-    x = finite_matrix(x)
-    y = mean_shift(x, num_neighbors=num_neighbors, num_steps=num_steps)
+    same_shapes(x, shifted=shifted)
+    x, shifted = finite_matrix(x), finite_matrix(shifted)
     if compare == "original":
-        return error(x, reconstruct(y))
+        return error(x, reconstruct(shifted))
     if compare == "shifted":
-        return error(y, reconstruct(x))
-    return reconstruction_error(x, y) + error(x, reconstruct(x))
+        return error(shifted, reconstruct(x))
+    return reconstruction_error(x, shifted) + error(x, reconstruct(x))
 
 
 def finite_matrix(x: Any) -> Array:
