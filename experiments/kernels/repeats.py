@@ -1,0 +1,25 @@
+"""Repeated noise and wall times, for the experiments on private data."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+def over_noise(key, repeats, answer, *arguments):
+    """``answer(key, *arguments)`` for several keys; results have a leading axis."""
+    return jax.vmap(lambda k: answer(k, *arguments))(jax.random.split(key, repeats))
+
+
+def seconds(function, *arguments):
+    """Wall time of a call that has been made before, the least of three; NaN while tracing."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+        return jnp.float32(math.nan)
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return jnp.float32(min(times))
