@@ -92,6 +92,13 @@ def test_predicts_what_boosting_predicts(data, initial):
         )
         np.testing.assert_allclose(S.train @ y, model.predict(x), rtol=1e-9)
         np.testing.assert_allclose(S.query @ y, model.predict(x_query), rtol=1e-9)
+        half = kernels.boosting_smoother(
+            model.apply(x)[:, :5], model.apply(x_query)[:, :5], learning_rate=0.3, initial=initial
+        )
+        whole = kernels.boosting_smoother(
+            model.apply(x)[:, 5:], model.apply(x_query)[:, 5:], learning_rate=0.3, initial=half
+        )
+        np.testing.assert_allclose(whole.query, S.query, atol=1e-12)
 
 
 def test_boosting_with_counts_is_the_recursion():
@@ -320,6 +327,15 @@ def test_bad_input():
         (lambda: smoother(leaves, leaves, counts=-np.ones((2, 2))), "counts >= 0"),
         (lambda: boosting(leaves, leaves, learning_rate=np.ones(3)), "the 2 trees"),
         (lambda: boosting(leaves, leaves, learning_rate=0.1, initial="one"), "initial"),
+        (
+            lambda: boosting(
+                leaves,
+                leaves,
+                learning_rate=0.1,
+                initial=kernels.BoostingSmoother(jnp.eye(2), jnp.eye(3)),
+            ),
+            "initial of shapes",
+        ),
         (lambda: kernels.effective_parameters(np.ones(3)), "a matrix"),
         (lambda: kernels.kernel_smoother(kernels.Gaussian(), points[0], points), "2 axes"),
         (lambda: kernels.neighbor_smoother(points, points, num_neighbors=5), "num_neighbors=5"),

@@ -167,7 +167,7 @@ def boosting_smoother(
     *,
     learning_rate: Scalar | ArrayLike,
     counts: ArrayLike | None = None,
-    initial: str = "zero",
+    initial: str | BoostingSmoother = "zero",
 ) -> BoostingSmoother:
     """Weights ``S`` of gradient boosting with the squared loss (Curth et al. 2024, sec. 2).
 
@@ -185,14 +185,15 @@ def boosting_smoother(
         weights after ``t`` trees.
       counts: how often a tree has seen a training point, ``[n, trees]`` (zeros and ones for
         stochastic boosting); None where each has seen all.
-      initial: ``"zero"``, or ``"mean"`` where boosting starts from the mean outcome, as
-        scikit-learn does unless ``init="zero"``.
+      initial: ``"zero"``; ``"mean"`` where boosting starts from the mean outcome, as scikit-learn
+        does unless ``init="zero"``; or the weights after the trees before these.
 
     Returns:
       `BoostingSmoother`; O(n (n + q)) memory and as much time for every tree.
 
     Raises:
-      ValueError: as `forest_smoother`; learning rates of another length; unknown ``initial``.
+      ValueError: as `forest_smoother`; learning rates of another length; unknown ``initial``, or
+        one of other shapes.
 
     Example:
       >>> import numpy as np
@@ -205,7 +206,6 @@ def boosting_smoother(
     References:
       Curth, Jeffares & van der Schaar (2024), arXiv:2402.01502. :cite:`forests-as-smoothers`
     """
-    checks.one_of(("zero", "mean"), initial=initial)
     labels, query_labels = labelled(leaves, query)
     counts = counted(counts, labels)
     masses = leaf_masses(labels, counts)
@@ -228,12 +228,17 @@ def boosting_smoother(
             smoother.train + means[label], smoother.query + means[query_label]
         ), None
 
-    start = 0.0 if initial == "zero" else 1 / n
-    first = BoostingSmoother(
-        jnp.full((n, n), start, counts.dtype), jnp.full((q, n), start, counts.dtype)
-    )
+    if not isinstance(initial, BoostingSmoother):
+        checks.one_of(("zero", "mean"), initial=initial)
+        start = 0.0 if initial == "zero" else 1 / n
+        initial = BoostingSmoother(
+            jnp.full((n, n), start, counts.dtype), jnp.full((q, n), start, counts.dtype)
+        )
+    shapes = initial.train.shape, initial.query.shape
+    if shapes != ((n, n), (q, n)):
+        raise ValueError(f"Expected initial of shapes {((n, n), (q, n))}, got {shapes}.")
     each = (labels.T, query_labels.T, counts.T, masses.T, jnp.broadcast_to(rates, (trees,)))
-    return jax.lax.scan(add, first, each)[0]
+    return jax.lax.scan(add, initial, each)[0]
 
 
 def bootstrap_counts(forest: Any, num_examples: int) -> Float[np.ndarray, "n trees"]:
