@@ -122,13 +122,13 @@ class KernelMatrix:
         return kernel_verbs.row_sums(self if axis == 1 else self.T)
 
     def mean(self, axis: int | None = None) -> Array:
-        """Mean of the entries that are not left out; NaN where all are.
+        """Mean of the entries that are not left out; zero where all are.
 
         Weights multiply entries; what is divided by is the number of entries.
         """
         axis = checked_axis(axis)
         sums = self.sum(axis)
-        return sums / self.counts(axis).astype(sums.dtype)
+        return sums / jnp.maximum(self.counts(axis), 1).astype(sums.dtype)
 
     def logsumexp(self, axis: int | None = None) -> Array:
         """Logarithm of the sum of entries, all, of each column (0) or of each row (1).
@@ -156,9 +156,9 @@ class KernelMatrix:
           largest: False for the least entries, least first: the near neighbors by a distance.
 
         Returns:
-          ``(values, indices)``, both ``[n, k]``. Of equal entries the first column wins. Where
-          fewer than ``k`` columns are not left out, the remaining values are ``-inf`` (``inf`` for
-          the least) and their columns mean nothing.
+          ``(values, indices)``, both ``[n, k]``. Of equal entries the first column wins (in a
+          ring, that of the device itself). Where fewer than ``k`` columns are not left out, the
+          remaining values are ``-inf`` (``inf`` for the least) and their columns mean nothing.
         """
         if not 1 <= k <= self.shape[1]:
             raise ValueError(f"Expected k from 1 to the {self.shape[1]} columns, got k={k}.")
@@ -354,7 +354,8 @@ def kernel_matrix(
         Where False, points are left out by selection: entries count as zero in sums and products
         and as absent in means, maxima and logarithms, their results are zero (``-inf``), and what
         they hold is never read, not even NaN.
-      block: rows per panel; None takes as many as make a panel of 4 MiB, at least 8.
+      block: rows per panel; None takes as many as make a panel of 2 MiB on a processor and of
+        128 MiB on an accelerator, at least 8.
       mesh: devices over all of whose axes ``x`` is split by rows; ``y`` is replicated. Taken from
         ``x`` where it is a concrete array with such a sharding; inside `jit` say it, else every
         panel of a sum over rows is a collective of its own.

@@ -118,9 +118,11 @@ def centered_sums(
 def _anchor(M: Any, weights: Array, passes: int, n: Array) -> Array:
     """``a`` such that ``M_ij - a_i - a_j`` is about centered: row means, less half their mean."""
     if passes == 2:
-        means = (M @ weights) / n.astype(M.dtype)
-        middle = pairwise_sum(weights.astype(means.dtype) * means) / n.astype(M.dtype)
-        return means - middle / 2
+        w = weights.astype(M.dtype)
+        # Over the entries there are: a constant must leave nothing.
+        others = n.astype(M.dtype) if M.keep_diagonal else n.astype(M.dtype) - w
+        means = (M @ w) / others
+        return means - pairwise_sum(w * means) / (2 * n.astype(M.dtype))
     every = -(-M.shape[0] // ANCHORS)
     some = slice(None, None, every)
     mask = None if M.row_mask is None else M.row_mask[some]

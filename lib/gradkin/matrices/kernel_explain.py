@@ -67,7 +67,7 @@ def explain(K: Any) -> KernelExplanation:
     columns = m if K.placement is None or K.placement.split == "rows" else m // devices
     block = K.block or kernel_tiles.panel_rows(K.kernel, columns, point_size, itemsize)
     panels, size = kernel_tiles.layout(rows, block) if rows > block else (1, rows)
-    tile = hasattr(K.kernel, "tile")
+    tile = kernel_tiles.fills_tiles(K.kernel)
     return KernelExplanation(
         kernel=name(K.kernel),
         shape=(n, m),

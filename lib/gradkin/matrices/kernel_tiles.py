@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 from gradkin.matrices import distances
 from gradkin.typing import Array
 
-# Bytes of one panel: large enough for matrix products, small enough for a processor's cache.
-PANEL_BYTES = 4 * 2**20
+# Bytes of one panel: a processor's cache, or enough work for an accelerator.
+PANEL_BYTES = {"cpu": 2 * 2**20}
+ACCELERATOR_PANEL_BYTES = 128 * 2**20
 LEAST_ROWS = 8
 
 
@@ -123,6 +124,11 @@ def swapped(kernel: Any) -> Any:
     return kernel.kernel if isinstance(kernel, Swapped) else Swapped(kernel)
 
 
+def fills_tiles(kernel: Any) -> bool:
+    """Whether the kernel knows more than one pair at a time."""
+    return hasattr(kernel.kernel if isinstance(kernel, Swapped) else kernel, "tile")
+
+
 def fill(kernel: Any, *, log: bool) -> Callable[[Any, Any], Array]:
     """The function that fills tiles with entries or their logarithms."""
     if log:
@@ -165,7 +171,7 @@ def entries(
     """The tile of these rows and columns, weighted, with ``fill_value`` where left out."""
     function = fill(kernel, log=log)
     tile = function(rows.points, columns.points)
-    if form.same and form.diagonal and hasattr(kernel, "tile"):
+    if form.same and form.diagonal and fills_tiles(kernel):
         # Exact where a point meets itself: no rounding of the matrix product.
         one = functools.partial(distances.at_points, function)
         diagonal = jax.vmap(one)(rows.points, rows.points)
@@ -195,13 +201,14 @@ def diagonal(kernel: Any, form: Form, rows: Side, columns: Side) -> Array:
 
 
 def panel_rows(kernel: Any, num_columns: int, point_size: int, itemsize: int) -> int:
-    """Rows of a panel: as many as fit `PANEL_BYTES`, at least `LEAST_ROWS`.
+    """Rows of a panel: as many as fit its bytes, at least `LEAST_ROWS`.
 
     A plain function is mapped over all pairs; what it makes of a pair is counted as large as a
     point, because the compiler may write it out.
     """
-    width = 1 if hasattr(kernel, "tile") else max(point_size, 1)
-    return max(LEAST_ROWS, PANEL_BYTES // max(1, num_columns * width * itemsize))
+    width = 1 if fills_tiles(kernel) else max(point_size, 1)
+    size = PANEL_BYTES.get(jax.default_backend(), ACCELERATOR_PANEL_BYTES)
+    return max(LEAST_ROWS, size // max(1, num_columns * width * itemsize))
 
 
 def layout(num_rows: int, block: int) -> tuple[int, int]:

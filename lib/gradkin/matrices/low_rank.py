@@ -119,9 +119,9 @@ class LowRankMatrix:
         return pairwise_sum(rows) if axis is None else rows
 
     def mean(self, axis: int | None = None) -> Array:
-        """Mean of the entries that are not left out; NaN where all are."""
+        """Mean of the entries that are not left out; zero where all are."""
         axis = kernel.checked_axis(axis)
-        return self.sum(axis) / self.streamed().counts(axis).astype(self.dtype)
+        return self.sum(axis) / jnp.maximum(self.streamed().counts(axis), 1).astype(self.dtype)
 
     def logsumexp(self, axis: int | None = None) -> Array:
         """Logarithm of the sum of entries; NaN where one is negative, as features can make it."""
