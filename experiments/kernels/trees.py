@@ -85,3 +85,17 @@ def boosted_leaves(seed, x, y, query, *, rounds, learning_rate, leaves):
         random_state=int(seed),
     ).fit(np.asarray(x), np.asarray(y, np.float64))
     return tuple(model.apply(np.asarray(points)).astype(np.int32) for points in (x, query))
+
+
+def tree_predictions(key, x, y, query):
+    """``[q, outputs]``: predictions of one fully grown regression tree."""
+    shape = jax.ShapeDtypeStruct((len(query), y.shape[1]), np.float32)
+    return jax.pure_callback(fitted_tree_predictions, shape, seeds(key), x, y, query)
+
+
+def fitted_tree_predictions(seed, x, y, query):
+    """What `tree_predictions` returns."""
+    from sklearn.tree import DecisionTreeRegressor
+
+    model = DecisionTreeRegressor(random_state=int(seed)).fit(np.asarray(x), np.asarray(y))
+    return model.predict(np.asarray(query)).astype(np.float32)
