@@ -234,8 +234,8 @@ def decorrelating_weights(
       Zhang, Cui, Xu, Zhou, He & Shen (2021), "Deep Stable Learning for Out-of-Distribution
       Generalization", CVPR, arXiv:2104.07876. :cite:`zhang:21`
 
-      Liu, Li, Wu et al. (2022), "Improving Multi-Interest Network with Stable Learning",
-      arXiv:2207.07910. :cite:`desmil-hsic`
+      Liu, Luo, Zeng, Liu, Chang, Kong & Chen (2022), "Improving Multi-Interest Network with Stable
+      Learning", arXiv:2207.07910. :cite:`desmil-hsic`
 
     Note:
       The published code of Zhang et al. adds sines to cosines and rescales phases, uses SGD with
