@@ -23,6 +23,8 @@ POSITIONAL_OPTIONS = {
     "load": {"split"},  # tfds.load(name, split)
     "per_example_grads": {"argnums", "has_aux"},  # jax.grad(fun, argnums, has_aux)
     "value_and_per_example_grads": {"argnums", "has_aux"},
+    "hessian": {"argnums", "has_aux"},  # jax.hessian(fun, argnums, has_aux)
+    "top_eigenpairs": {"k"},  # as jax.lax.top_k(x, k)
     "kernel_matrix": {"y"},  # one set of points, or two
 }
 
