@@ -312,7 +312,8 @@ def plot(metrics):
             )
     axes[0, 1].axhline(metrics["shift_only"].mean(), **dashed)
     axes[0, 1].set(xlabel="step", ylabel="mean AUROC", title="During training")
-    axes[0, 1].legend()
+    axes[0, 1].set(ylim=(None, 1.08))
+    axes[0, 1].legend(ncols=2, loc="upper right")
 
     for axis, model in zip(axes[1], ("MSE", APRE)):
         values = metrics["auroc"][:, :, -1, names.index(model)].mean(0)  # [sets, scores]
@@ -321,7 +322,7 @@ def plot(metrics):
             axis.plot(range(len(sets)), values[sets, column], "o-", ms=4, label=label)
         axis.plot(range(len(sets)), metrics["shift_only"].mean(0)[sets], **dashed)
         axis.set(xlabel="data sets, by the plain score", ylabel="AUROC", title=model)
-        axis.set(xticks=[], ylim=(None, 1.25))
+        axis.set(xticks=[], ylim=(None, 1.4))
         axis.legend(ncols=2, loc="upper left")
     return figure
 
