@@ -127,7 +127,8 @@ def init(config, key, pixels):
 
 def encode(params, x):
     hidden = jax.nn.relu(affine(params[0], x.reshape(len(x), -1)))
-    return jnp.split(affine(params[1], hidden), 2, axis=1)
+    mean, log_std = jnp.split(affine(params[1], hidden), 2, axis=1)
+    return mean, log_std
 
 
 def decode(params, code, shape):

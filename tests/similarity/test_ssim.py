@@ -1,6 +1,7 @@
 """SSIM and MS-SSIM against a plain implementation in float64, closed forms and invariances."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -204,8 +205,9 @@ def test_bad_input(images):
     with pytest.raises(ValueError, match="floating images"):
         similarity.ssim(x.astype(jnp.int32), y.astype(jnp.int32))
     for option in ("max_val", "window", "sigma", "k1", "k2"):
+        options: dict[str, Any] = {option: 0}
         with pytest.raises(ValueError, match=f"{option} > 0"):
-            similarity.ssim(x, y, **{option: 0})
+            similarity.ssim(x, y, **options)
     with pytest.raises(ValueError, match=r"weights\[1\] > 0"):
         similarity.ms_ssim(x, y, weights=(0.5, -0.5), window=5)
     with pytest.raises(ValueError, match="at least one scale"):

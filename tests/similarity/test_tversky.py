@@ -1,6 +1,7 @@
 """Tversky similarity: the paper's equations by loops, classical indices, and the layer."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def problem():
 @jax.jit
 def all_reductions(a, b, bank):
     """Both models' similarities for every reduction."""
-    weights = {"alpha": 0.7, "beta": 0.2, "theta": 1.3, "smoothing": 1.0}
+    weights: Any = {"alpha": 0.7, "beta": 0.2, "theta": 1.3, "smoothing": 1.0}
     return {
         (*names, model): similarity.tversky_similarity(
             a,
@@ -43,7 +44,7 @@ def all_reductions(a, b, bank):
     }
 
 
-def reduce_pair(p, q, name):
+def reduce_pair(p, q, name) -> Any:
     """One of the reductions of two positive numbers."""
     return {
         "product": lambda: p * q,
@@ -65,7 +66,7 @@ def by_definition(a, b, bank, intersection, difference, aggregate):
     if aggregate == "feature" or intersection == "product":
         common = sum(reduce_pair(p, q, intersection) for p, q in both)
     else:
-        common = reduce_pair(*sums, intersection)
+        common = reduce_pair(sums[0], sums[1], intersection)
     if difference == "subtractmatch":
         compared = both if aggregate == "feature" else [sums]
         only_a += sum(max(p - q, 0) for p, q in compared)
@@ -91,7 +92,7 @@ def test_classical_index_of_sets():
     """One-hot features: the ratio model is Tversky's index, Jaccard's and Dice's."""
     sets = np.random.default_rng(0).integers(0, 2, (6, 9)).astype(np.float32)
     sets[:, 0] = 1
-    options = {"model": "ratio", "intersection": "min"}
+    options: Any = {"model": "ratio", "intersection": "min"}
     both = sets @ sets.T
     either = sets.sum(1)[:, None] + sets.sum(1)[None] - both
     x, bank = jnp.asarray(sets), jnp.eye(9)
@@ -128,7 +129,7 @@ def test_bank_of_signs_gives_products_of_one_sign(problem):
 @pytest.mark.parametrize("difference", DIFFERENCES)
 def test_of_itself(problem, difference):
     a, _, bank = problem
-    options = {"intersection": "min", "difference": difference}
+    options: Any = {"intersection": "min", "difference": difference}
     found = similarity.tversky_similarity(a, a, bank, model="ratio", **options)
     np.testing.assert_allclose(jnp.diagonal(found), 1, rtol=1e-6)
     contrast = similarity.tversky_similarity(a, a, bank, **options)
@@ -243,7 +244,7 @@ def test_per_example_gradients_of_the_layer(problem):
 
 
 def test_initializers(key):
-    sizes = {"features_in": 100, "features_out": 20, "bank_size": 50}
+    sizes: Any = {"features_in": 100, "features_out": 20, "bank_size": 50}
     uniform = similarity.init_tversky(key, **sizes)
     assert uniform.prototypes.shape == (20, 100)
     assert uniform.bank.shape == (50, 100)

@@ -284,7 +284,7 @@ def tag_similarity(
         found = jnp.sum((tags > 0).astype(tags.dtype), axis=0)
         vectors = tags * (1 + jnp.log((1 + len(tags)) / (1 + found)))[None, :]
     else:
-        vectors = jnp.matmul(tags, embeddings, precision="highest")
+        vectors = jnp.matmul(tags, jnp.asarray(embeddings), precision="highest")
     squares = jnp.sum(jnp.square(vectors), axis=1, keepdims=True)
     zero = squares == 0
     vectors = jnp.where(zero, 0, vectors * jax.lax.rsqrt(jnp.where(zero, 1, squares)))

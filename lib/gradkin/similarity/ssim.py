@@ -1,5 +1,6 @@
 """Structural similarity of images, at one scale and at several."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -275,7 +276,8 @@ def blur(x: Array, window: int, sigma: float) -> Array:
         size = x.shape[axis] - window + 1
         # Shifted sums, not a convolution: full precision everywhere, and one fused loop.
         shifted = (lax.slice_in_dim(x, at, at + size, axis=axis) for at in range(window))
-        x = sum(tap * part for tap, part in zip((taps / taps.sum()).tolist(), shifted))
+        parts = [tap * part for tap, part in zip((taps / taps.sum()).tolist(), shifted)]
+        x = functools.reduce(jnp.add, parts)
     return x
 
 

@@ -238,7 +238,7 @@ def init_tversky(
     if init == "uniform":
         prototypes, bank = (jax.random.uniform(k, s, dtype) for k, s in zip(keys, shapes))
     else:
-        scale = np.asarray(features_in**-0.5, dtype)
+        scale = jnp.asarray(features_in**-0.5, dtype)
         prototypes, bank = (scale * jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes))
     half, one = jnp.asarray(0.5, dtype), jnp.asarray(1.0, dtype)
     return TverskyParams(prototypes, bank, alpha=half, beta=half, theta=one)
