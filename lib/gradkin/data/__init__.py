@@ -4,5 +4,6 @@ from gradkin.data import rl as rl
 from gradkin.data.dataset import Dataset as Dataset
 from gradkin.data.dataset import images as images
 from gradkin.data.load import load as load
+from gradkin.data.protected import load_protected as load_protected
 
-__all__ = ["Dataset", "images", "load", "rl"]
+__all__ = ["Dataset", "images", "load", "load_protected", "rl"]
