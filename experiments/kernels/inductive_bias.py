@@ -29,7 +29,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import gradkin
 from experiments import figures
 from experiments.kernels import trees
 from experiments.runner import Claim
@@ -224,8 +223,7 @@ def ridge(x, y, x_test):
 def classes(key, train, test, network_losses):
     """Test errors of classes of models, read off on the curve of one reference space."""
     (x, y), (x_test, y_test) = train, test
-    distances = gradkin.kernel_matrix(kernels.SquaredEuclidean(), x).materialize()
-    kernel = kernels.Gaussian(jnp.sqrt(jnp.median(distances)))
+    kernel = kernels.Gaussian(kernels.median_distance(x))
     loss = kernels.interpolant_loss(kernel, x, y, x_test, y_test)
     errors = jnp.stack(
         [
