@@ -1,5 +1,7 @@
 """Every verb of a kernel matrix, against the matrix written down in float64."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import lineax
@@ -303,7 +305,8 @@ def test_memory_is_that_of_points():
 
     def temporaries(n, step):
         shape = jax.ShapeDtypeStruct((n, D), np.float32)
-        return jax.jit(step).lower(shape, shape).compile().memory_analysis().temp_size_in_bytes
+        analysis: Any = jax.jit(step).lower(shape, shape).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
 
     def loss(x, y):
         K = gradkin.kernel_matrix(kernels.Gaussian(1.5), x, y, block=8)
@@ -373,6 +376,6 @@ def test_wrong_kinds():
     with pytest.raises(TypeError, match="real numbers"):
         gradkin.kernel_matrix(pairs, X + 1j)
     with pytest.raises(TypeError, match="got a KernelMatrix"):
-        K @ K
+        _ = K @ K
     with pytest.raises(TypeError, match="other to be a KernelMatrix"):
-        K.inner(X)
+        K.inner(cast(Any, X))
