@@ -13,6 +13,10 @@ Controls: a hidden layer of as many parameters as the Tversky head, and the libr
 weights, U[0, 1), with which an image has nearly every feature. Every head's learning rate is
 chosen on a validation split, and the test split is read once.
 
+Exclusive or counts as learned where every corner's right output is the larger by 0.001. By the
+larger one alone, as first counted, a linear layer had one success in 192: its best outputs are
+equal, and rounding chose.
+
     python -m experiments run similarity/tversky --preset quick --seeds 3      # 2 minutes
     python -m experiments run similarity/tversky --data fashion_mnist          # 2 minutes
     python -m experiments run similarity/tversky --preset paper                # not run yet
@@ -148,7 +152,7 @@ def heads(config, width, pixels):
 
     def with_images(key):
         module = tversky(key)
-        module.prototypes = nnx.Param(jax.random.normal(key, (10, pixels)))
+        module.prototypes = nnx.Param(0.1 * jax.random.normal(key, (10, pixels)))
         return module
 
     def of_images(module, encoder, x):
@@ -273,6 +277,7 @@ def plot(metrics):
     axes[0, 0].axhline(metrics["xor_linear"].mean(), color="#5d6770", ls=":", label="linear layer")
     axes[0, 0].set(xscale="log", xlabel="features in the bank", ylabel="share of initial weights")
     axes[0, 0].set_xticks(banks, [str(bank) for bank in banks], minor=False)
+    axes[0, 0].minorticks_off()
     axes[0, 0].set(ylim=(-0.03, 1), title="Exclusive or is learned")
     axes[0, 0].legend()
 
@@ -282,7 +287,7 @@ def plot(metrics):
         values = metrics["xor_reductions"][:, :, at].mean(0)
         axes[0, 1].bar(places + 0.4 * at - 0.2, values, 0.36, alpha=0.75, label=difference)
     axes[0, 1].set_xticks(places, names[: len(places)])
-    axes[0, 1].set(ylim=(0, 1), title="By reduction")
+    axes[0, 1].set(ylim=(0, 1.3), title="By reduction")
     axes[0, 1].legend()
     axes[0, 1].grid(axis="x", visible=False)
 
@@ -298,7 +303,7 @@ def plot(metrics):
         )
         axes[1, 0].plot(place, values.T, ".", color="#2b3138", markersize=4)
     lowest = metrics["test"].min()
-    axes[1, 0].set_xticks(places, [name.replace(", ", ",\n") for name in HEADS], fontsize=7)
+    axes[1, 0].set_xticks(places, [name.replace(", ", ",\n", 1) for name in HEADS], fontsize=7)
     axes[1, 0].set(
         ylim=(max(0, lowest - 0.1), 1.08), ylabel="accuracy", title="Heads on frozen features"
     )
@@ -355,6 +360,6 @@ CLAIMS = (
         holds=lambda gain: gain > 0,
         rule="mean",
         threshold="test accuracy > that of the hidden layer at the smallest width",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
 )
