@@ -50,8 +50,8 @@ class Config:
     densities: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
     lists: int = 256
     settings: tuple[tuple[int, int], ...] = ((10, 1), (50, 4), (100, 16))
-    sizes: tuple[int, ...] = tuple(2**i for i in range(4, 15))
-    draws: int = 8
+    sizes: tuple[int, ...] = tuple(2**i for i in range(4, 16))
+    draws: int = 4
     bias_draws: int = 100
     error: float = 0.1
 

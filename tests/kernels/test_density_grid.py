@@ -18,8 +18,15 @@ def exact(kernel, points, found, weights=None):
     return np.asarray(K.sum(axis=1)).reshape(nodes.shape[:-1]) / total
 
 
-@pytest.mark.parametrize("kernel", [kernels.Gaussian, kernels.Laplacian])
-@pytest.mark.parametrize(("dim", "size"), [(1, 300), (2, (60, 41)), (3, 24)])
+@pytest.mark.parametrize(
+    ("kernel", "dim", "size"),
+    [
+        (kernels.Gaussian, 1, 300),
+        (kernels.Laplacian, 1, 300),
+        (kernels.Gaussian, 2, (60, 41)),
+        (kernels.Laplacian, 3, 24),
+    ],
+)
 def test_within_the_bound(key, kernel, dim, size):
     points = jax.random.normal(key, (50, dim)) * jnp.arange(1.0, dim + 1)[None]
     made = kernel(jnp.arange(1.0, dim + 1))
@@ -40,10 +47,10 @@ def test_bound_is_not_idle(key):
 def test_error_falls_with_the_square_of_the_spacing(key):
     points, kernel = jax.random.normal(key, (40, 1)), kernels.Gaussian(0.5)
     errors = []
-    for size in (33, 65, 129):
+    for size in (33, 129):
         found = kernels.grid_density(kernel, points, size=size, low=-6.0, high=6.0)
         errors.append(np.abs(exact(kernel, points, found) - found.mean_kernel).max())
-    np.testing.assert_allclose(np.log2(errors[:-1]) - np.log2(errors[1:]), 2, atol=0.6)
+    np.testing.assert_allclose(errors[0] / errors[1], 16, rtol=0.4)
 
 
 @pytest.mark.parametrize("dim", [1, 2])

@@ -104,7 +104,7 @@ def test_a_sample_of_neighbours_only_does_not_pretend(key):
     """All but one point are neighbours: nothing is known of the last."""
     points = jnp.linspace(0, 1, 10)[:, None]
     found = kernels.neighbor_density(
-        key, kernels.Gaussian(1.0), points, points[:1], neighbors=9, size=2
+        key, kernels.Gaussian(1.0), points, points[:1], neighbors=jnp.arange(9)[None], size=2
     )
     assert np.isnan(found.mean_kernel) == np.isinf(found.standard_error)
     assert np.isinf(found.standard_error)
@@ -114,7 +114,7 @@ def test_equal_points_count_each(key):
     """Ties at the border between neighbours and the rest are counted once."""
     points = jnp.concatenate([jnp.zeros((30, 2)), jnp.ones((30, 2))])
     found = kernels.neighbor_density(
-        key, kernels.Gaussian(0.5), points, jnp.zeros((1, 2)), neighbors=10, size=4000
+        key, kernels.Gaussian(0.5), points, points[:1], neighbors=jnp.arange(10)[None], size=4000
     )
     low, high = found.interval(level=0.999)
     assert low < (1 + np.exp(-4)) / 2 < high
@@ -122,15 +122,14 @@ def test_equal_points_count_each(key):
 
 def test_queries_in_pieces(data, key):
     points, queries = data
-    kernel = kernels.Exponential(1.0)
-    for estimate in (
-        functools.partial(kernels.neighbor_density, neighbors=5),
-        kernels.sampled_density,
-    ):
-        whole, pieces = (
-            estimate(key, kernel, points, queries, size=50, block=block) for block in (None, 5)
+    near = jnp.arange(60).reshape(12, 5)
+    whole, pieces = (
+        kernels.neighbor_density(
+            key, kernels.Gaussian(1.0), points, queries, neighbors=near, size=50, block=block
         )
-        np.testing.assert_allclose(pieces[:2], whole[:2], rtol=1e-5)
+        for block in (None, 5)
+    )
+    np.testing.assert_allclose(pieces[:2], whole[:2], rtol=1e-5)
 
 
 def test_any_function_is_a_kernel(data, key):
@@ -155,26 +154,20 @@ def test_derivatives_are_finite_where_the_error_is_zero(key):
     np.testing.assert_allclose(slope, -np.exp(-1.0) * np.ones((1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sharded", ["points", "queries"])
-def test_sharded(data, key, mesh, sharded):
+def test_sharded(data, key, mesh):
     points, queries = data[0][:160], jnp.concatenate([data[1], data[1]])
+    near = jnp.arange(24 * 6).reshape(24, 6)
 
     @jax.jit
     def both(points, queries):
         kernel = kernels.Gaussian(0.8)
         sampled = kernels.sampled_density(key, kernel, points, queries, size=50)
-        near = kernels.neighbor_density(key, kernel, points, queries, neighbors=6, size=50)
-        return sampled[:2], near[:2]
+        found = kernels.neighbor_density(key, kernel, points, queries, neighbors=near, size=50)
+        return sampled[:2], found[:2]
 
     value = both(points, queries)
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    if sharded == "points":
-        points = jax.device_put(points, rows)
-    else:
-        queries = jax.device_put(queries, rows)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both(points, queries), value
-    )
+    split = jax.device_put((points, queries), NamedSharding(mesh, PartitionSpec("data")))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both(*split), value)
 
 
 def test_index_finds_what_it_holds(key):

@@ -205,6 +205,9 @@ def next_to_neighbors(
     n, dim = points.shape
     rows = draw(key, n, size, weights, True)
     kept = points[rows]
+    # The first place in the sample of each point, and of each place: neighbours are looked up.
+    first = jnp.full(n, size, jnp.int32).at[rows].min(jnp.arange(size, dtype=jnp.int32))
+    same = first[rows]
 
     def both(query: Array, near: Array) -> tuple[Array, Array]:
         valid = near >= 0
@@ -213,7 +216,9 @@ def next_to_neighbors(
         shares = jnp.where(valid, shares, jnp.zeros_like(shares))
         head = jnp.sum(shares * kernel_row(kernel, query, points[at]))
         rest = 1 - jnp.sum(shares)
-        other = ~jnp.any(rows[:, None] == near[None], axis=1)
+        # Points that are not in the sample share a place behind it.
+        places = jnp.where(valid, first[at], jnp.full_like(first[at], size))
+        other = ~jnp.zeros(size + 1, bool).at[places].set(True)[same]
         values = kernel_row(kernel, query, kept)
         count = jnp.sum(other.astype(values.dtype))
         # Fewer than two would divide by zero; what comes of it is replaced below.
