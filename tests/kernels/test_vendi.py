@@ -278,6 +278,23 @@ def test_kernel_matrix_of_order_two_streams(key):
     np.testing.assert_allclose(kernels.vendi_score(K), reference(dense), rtol=1e-5)
 
 
+def test_low_rank_matrices(key):
+    x = jax.random.normal(key, (30, 2))
+    kernel = kernels.Gaussian(1.5)
+    exact = reference(gradkin.kernel_matrix(kernel, x).materialize())
+    p = np.linspace(1, 2, 30) / np.linspace(1, 2, 30).sum()
+    through = kernels.random_features(key, kernel, x, size=64)
+    written = through.materialize()
+    np.testing.assert_allclose(kernels.vendi_score(through), reference(written), rtol=1e-4)
+    np.testing.assert_allclose(kernels.vendi_score(through), exact, rtol=0.2)
+    np.testing.assert_allclose(
+        kernels.vendi_score(through, weights=p), reference(written, 1, p), rtol=1e-4
+    )
+    found = kernels.vendi_score(kernels.nystrom(key, kernel, x, rank=29), normalize=True)
+    np.testing.assert_allclose(found, exact, rtol=1e-2)
+    assert kernels.internal_diversity(through) < 1
+
+
 def test_under_vmap_and_precision(key):
     xs = jax.random.normal(key, (3, 8, 5))
     mapped = jax.vmap(kernels.vendi_score_features)(xs)

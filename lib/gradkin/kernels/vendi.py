@@ -12,8 +12,10 @@ from numpy.typing import DTypeLike
 
 from gradkin import checks
 from gradkin.matrices.kernel import KernelMatrix
+from gradkin.matrices.low_rank import LowRankMatrix
 from gradkin.typing import Array, ArrayLike, Scalar
 
+LAZY = (KernelMatrix, LowRankMatrix)
 # A trace of 1 may have this much below zero before a matrix is not positive semidefinite.
 NEGATIVE = 1e-5
 
@@ -35,7 +37,9 @@ def vendi_score(
     Args:
       K: ``[n, n]`` similarities, symmetric and positive semidefinite with ones on the diagonal: an
         array or a `gradkin.kernel_matrix`. Of a kernel matrix, order 2 without weights streams
-        tiles; every other score writes the matrix out and takes O(n^3).
+        tiles; every other score writes the matrix out and takes O(n^3). Of one of `nystrom` or
+        `random_features` with rank ``r``, all take O(n r^2); its diagonal, which is 1 only
+        nearly, is not looked at.
       order: ``q >= 0``: 0 counts the rank, 1 is the paper's score, 2 needs no eigenvalues,
         ``jnp.inf`` looks at the largest one. Small orders mind rare points. May be traced; it is
         not differentiated.
@@ -77,12 +81,14 @@ def vendi_score(
       eigenvalue is taken to be that bound.
     """
     checks.non_negative(order=order)
-    lazy = isinstance(K, KernelMatrix)
-    shape = K.shape if lazy else np.shape(K)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise ValueError(f"Expected K to be a square matrix, not empty, got K.shape={shape}.")
-    unweighted = lazy and K.y is None and K.weights is None and K.row_weights is None
-    if unweighted and weights is None and not normalize and is_two(order):
+    shape = square(K)
+    lazy = isinstance(K, LAZY)
+    symmetric = lazy and K.weights is None and K.row_weights is None and K.keep_diagonal
+    if symmetric and isinstance(K, LowRankMatrix) and K.right is None:
+        p = probabilities(weights, shape[0], wide(K.left).dtype)
+        return score_of(weighted_moment(wide(K.left), p, normalize), order, name="K")
+    plain = weights is None and not normalize
+    if symmetric and plain and is_two(order) and isinstance(K, KernelMatrix) and K.y is None:
         return K.trace() ** 2 / K.frobenius_norm() ** 2
     matrix = wide(K.materialize() if lazy else K)
     p = probabilities(weights, shape[0], matrix.dtype)
@@ -122,10 +128,7 @@ def internal_diversity(
       Friedman & Dieng (2023), arXiv:2210.02410. :cite:`vendi-score`
     """
     checks.positive(power=power)
-    lazy = isinstance(K, KernelMatrix)
-    shape = K.shape if lazy else np.shape(K)
-    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-        raise ValueError(f"Expected K to be a square matrix, not empty, got K.shape={shape}.")
+    shape, lazy = square(K), isinstance(K, LAZY)
     matrix = K if lazy and power == 1 else wide(K.materialize() if lazy else K)
     if power != 1:
         matrix = matrix**power
@@ -167,6 +170,14 @@ def renyi_entropy(p: ArrayLike, *, order: Scalar = 1.0) -> Float[Array, ""]:
     if checks.is_concrete(total) and not 0 < float(total) < np.inf:
         raise ValueError(f"Expected p to have a positive, finite sum, got {float(total)}.")
     return entropy(p / total, order)
+
+
+def square(K: Any) -> tuple[int, ...]:
+    """The shape, or raise where it is not that of a square matrix."""
+    shape = K.shape if isinstance(K, LAZY) else np.shape(K)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"Expected K to be a square matrix, not empty, got K.shape={shape}.")
+    return shape
 
 
 def wide(x: Any) -> Array:
@@ -229,6 +240,16 @@ def weighted(matrix: Array, p: Array, normalize: bool) -> Array:
     if normalize:
         scale = scale / jnp.sqrt(jnp.diagonal(matrix))
     return matrix * scale[:, None] * scale[None, :]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def weighted_moment(features: Array, p: Array, normalize: bool) -> Array:
+    """``sum_i p_i f_i f_i^T``, of unit features if asked for: the spectrum of ``F F^T``."""
+    scale = jnp.sqrt(p)
+    if normalize:
+        scale = scale / jnp.linalg.norm(features, axis=1)
+    rows = features * scale[:, None]
+    return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def is_two(order: Scalar) -> bool:

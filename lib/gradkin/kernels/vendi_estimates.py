@@ -11,9 +11,9 @@ import numpy as np
 from matfree import decomp
 
 from gradkin import checks
-from gradkin.kernels.vendi import entropy, probabilities, rounding, wide
+from gradkin.kernels.vendi import LAZY, entropy, probabilities, rounding, square, wide
 from gradkin.kernels.vendi_features import num_steps, outer, streamed_moment
-from gradkin.matrices.kernel import KernelMatrix, kernel_matrix
+from gradkin.matrices.kernel import kernel_matrix
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 
@@ -229,16 +229,12 @@ def vendi_score_slq(
     checks.positive(order=order)
     if checks.is_concrete(order) and np.isinf(order):
         raise ValueError("Expected a finite order, got order=inf; vendi_score has it.")
-    lazy = isinstance(K, KernelMatrix)
-    shape = K.shape if lazy else np.shape(K)
-    if len(shape) != 2 or shape[0] != shape[1]:
-        raise ValueError(f"Expected K to be a square matrix, got K.shape={shape}.")
-    n = shape[0]
+    n = square(K)[0]
     if not 2 <= num_matvecs <= n:
         raise ValueError(f"Expected num_matvecs in [2, {n}], got num_matvecs={num_matvecs}.")
     if num_probes < 2:
         raise ValueError(f"Expected num_probes >= 2, got num_probes={num_probes}.")
-    if not lazy:
+    if not isinstance(K, LAZY):
         K = wide(K)
     p = probabilities(weights, n, np.promote_types(K.dtype, np.float32))
     return slq_score(key, K, p, order, num_probes, num_matvecs)
