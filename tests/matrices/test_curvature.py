@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import gradkin
+from tests.matrices import oracle
+from tests.matrices.models import equinox_models, exotic, nnx_models, recurrent
 from tests.matrices.models.model import normal
 
 
@@ -141,6 +143,26 @@ def test_a_sharded_batch_stays_sharded(mesh, batch_size):
     compiled = product.lower(params, batch).compile()
     assert "all-gather" not in compiled.as_text()
     close(flat(compiled(params, batch)), dense() @ flat(VECTOR))
+
+
+@pytest.mark.parametrize(
+    "model", [nnx_models.adapter, equinox_models.mixer, recurrent.lstm, exotic.custom_rules]
+)
+def test_any_model(model):
+    """Modules of other libraries, scans and custom derivatives: as a derivative of the gradient."""
+    model = model()
+    axes = model.in_axes if model.in_axes != 0 else (None, *(0 for _ in model.args[1:]))
+    vector, _ = oracle.probes(model, 1)
+
+    @functools.partial(jax.jit, compiler_options=oracle.FAST)
+    def both(params, *rest):
+        losses = jax.vmap(model.loss, axes)
+        grad = jax.grad(lambda params: jnp.mean(losses(params, *rest)))
+        H = gradkin.hessian(model.loss, in_axes=model.in_axes)(params, *rest)
+        return H @ vector, jax.jvp(grad, (params,), (vector,))[1]
+
+    found, wanted = both(*model.args)
+    close(flat(found), flat(wanted))
 
 
 def test_reads_off_what_the_dense_matrix_has(key):
