@@ -59,13 +59,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        train=40,
-        test=30,
-        trees=5,
-        leaves=(40, 10),
-        refits=2,
-        rounds=20,
-        boosted_leaves=(40, 4),
+        train=40, test=30, trees=5, leaves=(40, 10), refits=2, rounds=20, boosted_leaves=(40, 4)
     ),
     "quick": Config(),
     "paper": Config(refits=50, boosted_leaves=(500, 50, 20, 2)),
@@ -259,7 +253,9 @@ def run(config, key, data, loop):
 
 def plot(metrics):
     figure, axes = figures.panels(2, 3)
-    sizes, names = metrics["sizes"][0], [f"{f:.2g} of features" for f in FEATURES]
+    from matplotlib.ticker import LogLocator
+
+    sizes, names = metrics["sizes"][0], [f"{f:.0%} of the features" for f in FEATURES]
     for i, name in enumerate(names):
         figures.band(axes[0, 0], sizes, metrics["p_test"][:, 0, i], label=name)
     figures.band(axes[0, 0], sizes, metrics["p_train"][:, 0, 2], label="on training inputs")
@@ -275,7 +271,7 @@ def plot(metrics):
         metrics["p_fixed"].mean(0), ("5 neighbors", "kernel", "linear"), figures.COLOURS[1:]
     ):
         axes[0, 2].axhline(on_train, color=colour, ls=":", lw=1.2, label=f"{name}, training")
-    axes[0, 2].set(title="Away from the training inputs", xlabel="offset")
+    axes[0, 2].set(title="Away from the training inputs", xlabel="offset", ylim=(5, 2500))
     for i, label in enumerate(("training inputs", "test inputs")):
         figures.band(axes[1, 0], metrics["leaves"][0], metrics["p_leaves"][..., i], label=label)
     axes[1, 0].set(title="By depth, all trees", xlabel="leaves of a tree")
@@ -287,7 +283,9 @@ def plot(metrics):
     axes[1, 1].set(title="Boosting; dashed: training", xlabel="rounds")
     for axis in (*axes[0], *axes[1, :2]):
         axis.set(yscale="log", ylabel="effective parameters")
-        axis.legend()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     place = np.arange(len(FEATURES))
     for i, (model, marker) in enumerate((("one tree", "o"), ("forest", "s"))):
         for name, text in (("rep_bias", "bias of the best"), ("mod_var", "variability")):
@@ -299,8 +297,9 @@ def plot(metrics):
             )  # fmt: skip
     axes[1, 2].set_xticks(place, [f"{f:.2g}" for f in FEATURES])
     axes[1, 2].set(title="Refits without noise", xlabel="features per split", yscale="log")
-    axes[1, 2].set(ylabel="mean squared")
-    axes[1, 2].legend()
+    axes[1, 2].set(ylabel="mean squared", ylim=(1e-5, None))
+    for axis in axes.flat:
+        axis.legend(frameon=True, edgecolor="white", framealpha=0.8)
     return figure
 
 
