@@ -1,6 +1,7 @@
 """Gauss-Newton and Fisher matrices against Jacobians written down."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,8 +179,9 @@ def test_bad_input_is_named(key):
         gradkin.gauss_newton(predict, lambda f, y: f)(PARAMS, X, LABELS)
     with pytest.raises(ValueError, match="batch_size to be a positive integer, got -1"):
         gradkin.gauss_newton(predict, curvature.cross_entropy, batch_size=-1)(PARAMS, X, LABELS)
+    not_a_distribution: Any = lambda f, y: f
     with pytest.raises(TypeError, match="OutputLoss with a sample"):
-        gradkin.fisher(predict, lambda f, y: f)(key, PARAMS, X)
+        gradkin.fisher(predict, not_a_distribution)(key, PARAMS, X)
     with pytest.raises(ValueError, match="num_samples >= 1, got 0"):
         gradkin.fisher(predict, curvature.cross_entropy, num_samples=0)(key, PARAMS, X)
     with pytest.raises(TypeError, match="per-example gradients, as .* makes them, got dict"):

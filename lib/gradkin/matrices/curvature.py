@@ -87,7 +87,7 @@ class CurvatureMatrix:
 
         def streamed(v: PyTree) -> PyTree:
             return micro_batches.total(
-                lambda part: source.linear_map(part, num)(v),
+                lambda part, _: source.linear_map(part, num)(v),
                 args,
                 in_axes=source.in_axes,
                 num_examples=num,

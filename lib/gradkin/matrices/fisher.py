@@ -30,7 +30,6 @@ class SampledScores:
 
     def __call__(self, outputs: PyTree, seed: Array, u: PyTree) -> PyTree:
         def one(key: PRNGKey) -> PyTree:
-            assert self.loss.sample is not None
             target = self.loss.sample(key, outputs)
             score = jax.grad(self.loss.value)(outputs, target)
             along = [
@@ -60,7 +59,6 @@ class SampledLoss:
         seed, number = sample
         outputs = self.predict(params, inputs)
         key = self.scores.keys(seed)[number]
-        assert self.scores.loss.sample is not None
         target = self.scores.loss.sample(key, jax.lax.stop_gradient(outputs))
         return self.scores.loss.value(outputs, target)
 
@@ -73,7 +71,6 @@ class AnyTarget:
     loss: OutputLoss
 
     def __call__(self, params: PyTree, inputs: Any) -> Any:
-        assert self.loss.sample is not None
         outputs = self.predict(params, inputs)
         return self.loss.value(outputs, self.loss.sample(jax.random.key(0), outputs))
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import contraction, products
+from gradkin.matrices import contraction, micro_batches, products, recording
 from gradkin.matrices.curvature import CurvatureMatrix
 from gradkin.matrices.fisher import sampled_grads
 from gradkin.matrices.leaves import Leaf
 from gradkin.matrices.operators import operator
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.solves import Solution
+from gradkin.matrices.streamed import StreamedPerExampleGrads
 from gradkin.typing import Array, PyTree, Scalar
 
 _verb = functools.partial(jax.jit, inline=True)
@@ -144,9 +145,9 @@ def kfac(F: Any, *, full_size: int = 256) -> KroneckerMatrix:
     their full block if they are small, else its diagonal.
 
     Args:
-      F: a matrix made by `gradkin.fisher`, whose sampled labels are used; or recorded per-example
-        gradients of a loss with labels drawn from the model (labels of the data give the
-        empirical Fisher's).
+      F: a matrix made by `gradkin.fisher`, whose sampled labels are used; or per-example gradients
+        of a loss with labels drawn from the model (labels of the data give the empirical
+        Fisher's). With ``batch_size`` the factors are summed over micro-batches.
       full_size: parameters up to which a bias, scale or other unfactored leaf gets its full block.
 
     Returns:
@@ -154,6 +155,7 @@ def kfac(F: Any, *, full_size: int = 256) -> KroneckerMatrix:
 
     Raises:
       TypeError: neither of the two.
+      ValueError: streamed gradients that were clipped, scaled or selected.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -196,6 +198,7 @@ def ekfac(F: Any, *, full_size: int = 256) -> KroneckerMatrix:
 
     Raises:
       TypeError: see `kfac`.
+      ValueError: see `kfac`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -214,44 +217,119 @@ def ekfac(F: Any, *, full_size: int = 256) -> KroneckerMatrix:
     return _kronecker(_gradients(F), full_size=full_size, corrected=True)
 
 
-def _gradients(F: Any) -> PerExampleGrads:
+def _gradients(F: Any) -> PerExampleGrads | StreamedPerExampleGrads:
     if isinstance(F, CurvatureMatrix):
         F = sampled_grads(F)
-    if not isinstance(F, PerExampleGrads):
+    if not isinstance(F, PerExampleGrads | StreamedPerExampleGrads):
         raise TypeError(
-            "Expected a matrix made by gradkin.fisher, or recorded per-example gradients, without "
-            f"batch_size; got {type(F).__name__}."
+            "Expected a matrix made by gradkin.fisher, or per-example gradients, got "
+            f"{type(F).__name__}."
+        )
+    if isinstance(F, StreamedPerExampleGrads) and F.operations:
+        raise ValueError(
+            "Expected streamed gradients as they were made; clip, scale or select recorded ones."
         )
     return F
 
 
 @functools.partial(_verb, static_argnames=("full_size", "corrected"))
-def _kronecker(G: PerExampleGrads, *, full_size: int, corrected: bool) -> KroneckerMatrix:
-    leaves = [leaf for leaf in G.leaves if leaf.selected]
-    factors = iter(G.structure.flatten_up_to(G.kfac_factors()))
-    moments = [m for m, leaf in zip(factors, G.leaves, strict=True) if leaf.selected]
-    alone = G.by_leaf()
-    blocks, bases, eigenvalues = [], [], []
-    for leaf, pair in zip(leaves, moments, strict=True):
-        like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        if pair is not None:
-            block = _factored(leaf, like)
-            *basis, values = _eigen(pair, block.shape)
-            if corrected:
-                squares = products.second_moment(
-                    *_rotated(G, leaf, block, basis), G.weights, G.num_examples
-                )
-                values = block.matrices(squares.astype(values.dtype)) / G.num_examples
-        else:
-            full = leaf.size <= full_size
-            kind = "full" if full else "diagonal"
-            block = Block(leaf.path, kind, like, (leaf.size,), (0,), (1, leaf.size, 1))
-            basis, values = _unfactored(alone[leaf.path], block, full)
-        blocks.append(block)
-        bases.append(tuple(basis))
+def _kronecker(G: Any, *, full_size: int, corrected: bool) -> KroneckerMatrix:
+    outline = _outline(G)
+    leaves = [leaf for leaf in outline.leaves if leaf.selected]
+    blocks = tuple(_block(leaf, full_size) for leaf in leaves)
+    sums = _sum(G, functools.partial(_moments, blocks))
+    bases, eigenvalues = [], []
+    for block, moments in zip(blocks, sums, strict=True):
+        basis, values = _eigen(block, [m / G.num_examples for m in moments])
+        bases.append(basis)
         eigenvalues.append(values)
-    structure = jax.tree.structure(G.tree([leaf.path for leaf in G.leaves]))
-    return KroneckerMatrix(tuple(bases), tuple(eigenvalues), tuple(blocks), structure)
+    if corrected:
+        squares = _sum(G, functools.partial(_rotated_squares, blocks, bases))
+        for number, block in enumerate(blocks):
+            if block.kind == "kronecker":
+                eigenvalues[number] = block.matrices(squares[block.path]) / G.num_examples
+    structure = jax.tree.structure(outline.tree([leaf.path for leaf in outline.leaves]))
+    return KroneckerMatrix(tuple(bases), tuple(eigenvalues), blocks, structure)
+
+
+def _sum(G: Any, fun: Callable[[PerExampleGrads], PyTree]) -> PyTree:
+    """``fun`` of the recorded matrix; of a streamed one, the sum over its micro-batches."""
+    if isinstance(G, PerExampleGrads):
+        return fun(G)
+    return micro_batches.total(
+        lambda args, size: fun(recording.record(G.spec, args, num_examples=size)[1]),
+        G.args,
+        in_axes=recording.mapped_axes(G.spec),
+        num_examples=G.num_examples,
+        batch_size=G.batch_size,
+    )
+
+
+def _outline(G: Any) -> PerExampleGrads:
+    """The matrix, or one like it: only its static description is looked at."""
+    if isinstance(G, PerExampleGrads):
+        return G
+    record = functools.partial(recording.record, G.spec, num_examples=G.num_examples)
+    return jax.eval_shape(record, G.args)[1]
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(contraction.at_least_float32(x.dtype))
+
+
+def _block(leaf: Leaf, full_size: int) -> Block:
+    if len(leaf.terms) == 1 and leaf.terms[0].kind == "outer":
+        return _factored(leaf, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    kind = "full" if leaf.size <= full_size else "diagonal"
+    like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return Block(leaf.path, kind, like, (leaf.size,), (0,), (1, leaf.size, 1))
+
+
+def _moments(blocks: tuple[Block, ...], G: PerExampleGrads) -> list[list[Array]]:
+    """For each parameter, sums over examples of what its block is made of."""
+    found = G.structure.flatten_up_to(G.kfac_factors())
+    factors = {leaf.path: pair for leaf, pair in zip(G.leaves, found, strict=True)}
+    alone, results = G.by_leaf(), []
+    for block in blocks:
+        if block.kind == "kronecker":
+            moments = [_wide(x) * G.num_examples for x in factors[block.path]]
+        elif block.kind == "full":
+            (rows,) = jax.tree.leaves(alone[block.path].materialize())
+            rows = _wide(rows.reshape(G.num_examples, -1))
+            moments = [jnp.matmul(rows.T, rows, precision=products.HIGHEST)]
+        else:
+            (squares,) = jax.tree.leaves(alone[block.path].second_moment())
+            moments = [_wide(squares)]
+        results.append(moments)
+    return results
+
+
+def _eigen(block: Block, moments: list[Array]) -> tuple[tuple[Any, Any], Array]:
+    """Eigenvectors and eigenvalues of a block; negative ones are rounding errors."""
+    if block.kind == "diagonal":
+        return (None, None), block.matrices(moments[0])
+    stack, rows, columns = block.shape
+    values, left = jnp.linalg.eigh(moments[0].reshape(stack, rows, rows))
+    values = jnp.maximum(values, 0)[:, :, None]
+    if block.kind == "full":
+        return (left, None), values
+    right_values, right = jnp.linalg.eigh(moments[1].reshape(stack, columns, columns))
+    return (left, right), values * jnp.maximum(right_values, 0)[:, None, :]
+
+
+def _rotated_squares(
+    blocks: tuple[Block, ...], bases: list[Any], G: PerExampleGrads
+) -> dict[str, Array]:
+    """``sum_i (U_A^T g_i U_G)^2`` of each parameter with a Kronecker block."""
+    leaves = {leaf.path: leaf for leaf in G.leaves}
+    squares = {}
+    for block, basis in zip(blocks, bases, strict=True):
+        if block.kind == "kronecker":
+            leaf, table = _rotated(G, leaves[block.path], block, basis)
+            squares[block.path] = _wide(
+                products.second_moment(leaf, table, G.weights, G.num_examples)
+            )
+    return squares
 
 
 def _factored(leaf: Leaf, like: jax.ShapeDtypeStruct) -> Block:
@@ -269,18 +347,8 @@ def _factored(leaf: Leaf, like: jax.ShapeDtypeStruct) -> Block:
     return Block(leaf.path, "kronecker", like, leaf.sizes, axes, shape)
 
 
-def _eigen(pair: tuple[Array, Array], shape: tuple[int, int, int]) -> tuple[Array, Array, Array]:
-    """Eigenvectors of both factors and the eigenvalues of their Kronecker product."""
-    stack, rows, columns = shape
-    left_values, left = jnp.linalg.eigh(pair[0].reshape(stack, rows, rows))
-    right_values, right = jnp.linalg.eigh(pair[1].reshape(stack, columns, columns))
-    # Negative only by rounding.
-    left_values, right_values = jnp.maximum(left_values, 0), jnp.maximum(right_values, 0)
-    return left, right, left_values[:, :, None] * right_values[:, None, :]
-
-
 def _rotated(
-    G: PerExampleGrads, leaf: Leaf, block: Block, basis: list[Array]
+    G: PerExampleGrads, leaf: Leaf, block: Block, basis: tuple[Array, Array]
 ) -> tuple[Leaf, list[Array]]:
     """The leaf with its factors in the eigenbases, which are the same products of factors."""
     (term,) = leaf.terms
@@ -304,20 +372,6 @@ def _rotated(
         term = term._replace(**{side: factor._replace(index=len(table))})
         table.append(value)
     return leaf._replace(terms=(term,)), table
-
-
-def _unfactored(G: PerExampleGrads, block: Block, full: bool) -> tuple[tuple[Any, Any], Array]:
-    """The block of a leaf's second moment by its rows, or the diagonal only."""
-    if not full:
-        (squares,) = jax.tree.leaves(G.second_moment())
-        wide = squares.astype(contraction.at_least_float32(squares.dtype))
-        return (None, None), block.matrices(wide) / G.num_examples
-    (rows,) = jax.tree.leaves(G.materialize())
-    rows = rows.reshape(G.num_examples, -1)
-    rows = rows.astype(contraction.at_least_float32(rows.dtype))
-    moment = jnp.matmul(rows.T, rows, precision=products.HIGHEST) / G.num_examples
-    values, vectors = jnp.linalg.eigh(moment)
-    return (vectors[None], None), jnp.maximum(values, 0)[None, :, None]
 
 
 def _apply(K: KroneckerMatrix, vector: PyTree, eigenvalues: tuple[Array, ...]) -> PyTree:

@@ -11,20 +11,20 @@ from gradkin.typing import Array, PyTree
 
 
 def total(
-    fun: Callable[[tuple[Any, ...]], PyTree],
+    fun: Callable[[tuple[Any, ...], int], PyTree],
     args: tuple[Any, ...],
     *,
     in_axes: tuple[Any, ...],
     num_examples: int,
     batch_size: int,
 ) -> PyTree:
-    """Sum of ``fun(micro-batch of args)``, added up in float32 or wider.
+    """Sum of ``fun(micro-batch of args, its size)``, added up in float32 or wider.
 
     Micro-batch ``k`` of ``n`` holds the examples ``k, k + n, k + 2 n, ...``, so that a sharded
     example axis stays sharded. What does not fill a micro-batch comes last.
 
     Args:
-      fun: takes arguments like ``args`` with fewer examples; its results are added.
+      fun: takes arguments like ``args`` with fewer examples, and how many; its results are added.
       args: batched arguments.
       in_axes: as in `jax.vmap`, for each of ``args``.
       num_examples: examples in ``args``.
@@ -51,7 +51,7 @@ def total(
             x = x[:whole].reshape((batch_size, count, *x.shape[1:]))
             return jax.lax.dynamic_index_in_dim(x, k, axis=1, keepdims=False)
 
-        return fun(rows(strided))
+        return fun(rows(strided), batch_size)
 
     def add(sums: PyTree, values: PyTree) -> PyTree:
         return jax.tree.map(lambda s, v: s + v.astype(s.dtype), sums, values)
@@ -62,5 +62,5 @@ def total(
     )
     sums, _ = jax.lax.scan(lambda s, k: (add(s, part(k)), None), start, jnp.arange(count))
     if whole < num_examples:
-        sums = add(sums, fun(rows(lambda x: x[whole:])))
+        sums = add(sums, fun(rows(lambda x: x[whole:]), num_examples - whole))
     return jax.tree.map(lambda s, shape: s.astype(shape.dtype), sums, shapes)

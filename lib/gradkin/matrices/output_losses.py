@@ -24,7 +24,7 @@ class OutputLoss:
 
     value: Callable[[Any, Any], Array]
     hessian_product: Callable[[Any, Any, Any], Any]
-    sample: Callable[[PRNGKey, Any], Any] | None = None
+    sample: Any = None
 
     def __call__(self, outputs: PyTree, target: PyTree) -> Array:
         """The loss."""
