@@ -56,8 +56,8 @@ def test_rules_against_scipy_factor(data, rule):
 
 def test_one_point_is_the_normal_density(key):
     query, h = jax.random.normal(key, (5, 4)), jnp.array([0.5, 1.0, 2.0, 3.0])
-    peer = scipy.stats.multivariate_normal(np.zeros(4), np.diag(np.square(h)))
-    np.testing.assert_allclose(gaussian(jnp.zeros((1, 4)), query, h), peer.logpdf(query), rtol=1e-5)
+    peer = np.sum(scipy.stats.norm.logpdf(query, scale=h), axis=1)
+    np.testing.assert_allclose(gaussian(jnp.zeros((1, 4)), query, h), peer, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_integrates_to_one_in_two_dimensions(key, kernel):
 def test_cauchy_is_the_cauchy_density():
     queries = jnp.linspace(-50, 50, 11)[:, None]
     found = kernels.log_density(kernels.Cauchy(2.0), jnp.ones((1, 1)), queries)
-    np.testing.assert_allclose(found, scipy.stats.cauchy(1, 2).logpdf(queries[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(found, scipy.stats.cauchy.logpdf(queries[:, 0], 1, 2), rtol=1e-5)
 
 
 def test_far_away_nothing_underflows():

@@ -105,7 +105,7 @@ def trees(case: Case, tree: str, cores: int) -> tuple[Callable[[], Any], dict[st
     from sklearn.neighbors import KernelDensity
 
     points, queries = make(case)
-    tolerance = 1e-4 if case.kind == "exact" else 1e-2
+    tolerance: Any = 1e-4 if case.kind == "exact" else 1e-2
     model = KernelDensity(bandwidth=case.bandwidth, algorithm=tree, rtol=tolerance).fit(points)
     if cores == 1:
         score = lambda: model.score_samples(queries)

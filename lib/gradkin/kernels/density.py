@@ -186,24 +186,22 @@ def log_normalizer(kernel: Any, dim: int) -> Float[Array, ""]:
     return unit + dim * jnp.mean(jnp.log(bandwidth))
 
 
-def as_points(**arrays: Any) -> Any:
-    """The arrays as floating ``[n, d]`` with n, d >= 1, checked; one alone is not in a tuple."""
-    checks.rank(2, **arrays)
-    found = []
-    for name, array in arrays.items():
-        array = jnp.asarray(array)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"Expected {name} to be floating, got {name}.dtype={array.dtype}.")
-        if array.size == 0:
-            raise ValueError(f"Expected {name} not to be empty, got {name}.shape={array.shape}.")
-        finite(array, name)
-        found.append(array)
-    return found[0] if len(found) == 1 else tuple(found)
+def as_points(**named: Any) -> Array:
+    """The one array given by its name, as floating ``[n, d]`` with n, d >= 1, checked."""
+    checks.rank(2, **named)
+    ((name, array),) = named.items()
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"Expected {name} to be floating, got {name}.dtype={array.dtype}.")
+    if array.size == 0:
+        raise ValueError(f"Expected {name} not to be empty, got {name}.shape={array.shape}.")
+    finite(array, name)
+    return array
 
 
 def same_space(points: Any, queries: Any) -> tuple[Array, Array]:
     """Points and queries, checked."""
-    points, queries = as_points(points=points, queries=queries)
+    points, queries = as_points(points=points), as_points(queries=queries)
     if queries.shape[1] != points.shape[1] or queries.dtype != points.dtype:
         raise ValueError(
             "Expected points and queries with the same features and dtype, got points "

@@ -45,7 +45,7 @@ class GridDensity(NamedTuple):
         """``[g_1, ..., g_d]``, integrates to 1: `mean_kernel` over the integral of the kernel."""
         return self.mean_kernel * jnp.exp(-self.log_normalizer)
 
-    def interpolate(self, queries: Array) -> Array:
+    def interpolate(self, queries: ArrayLike) -> Array:
         """Multilinear interpolation of `density` between the nodes.
 
         With a Gaussian kernel this adds another ``sum_j spacing_j^2 / (8 h_j^2)`` to the bound.
@@ -56,8 +56,7 @@ class GridDensity(NamedTuple):
         Returns:
           ``[m]``; NaN outside the grid.
         """
-        queries = as_points(queries=queries)
-        place = ((queries - self.low[None]) / self.spacing[None]).T
+        place = ((as_points(queries=queries) - self.low[None]) / self.spacing[None]).T
         inside = jnp.all(within(place.T, self.mean_kernel.shape), axis=1)
         found = jax.scipy.ndimage.map_coordinates(
             self.density(), list(place), order=1, mode="nearest"

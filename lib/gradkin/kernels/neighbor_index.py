@@ -32,7 +32,7 @@ class InvertedFile(NamedTuple):
     lists: Array
     num_left_out: Array
 
-    def nearest(self, queries: Array, *, k: int, probes: int) -> Array:
+    def nearest(self, queries: ArrayLike, *, k: int, probes: int) -> Array:
         """Indices of near points: the ``k`` nearest within the ``probes`` nearest lists.
 
         Computes ``c + probes * capacity`` distances for a query instead of n.
@@ -54,9 +54,7 @@ class InvertedFile(NamedTuple):
             raise ValueError(f"Expected 1 <= probes <= {num_lists} lists, got {probes=}.")
         if not 1 <= k <= probes * capacity:
             raise ValueError(f"Expected 1 <= k <= {probes * capacity} points read, got {k=}.")
-        queries = as_points(queries=queries)
-
-        return search(self, queries, k=k, probes=probes)
+        return search(self, as_points(queries=queries), k=k, probes=probes)
 
 
 def inverted_file(
