@@ -162,7 +162,7 @@ def mse(prediction, y):
 
 
 def ensemble(config, key, train, test, width, loop):
-    """Test losses of networks that differ by their first weights, ``[networks]``."""
+    """Test and training losses of networks that differ by their first weights, ``[networks]``."""
     optimizer = optax.adam(config.learning_rate)
     loss = lambda params, data: mse(predict(params, data["x"]), data["y"])
 
@@ -175,25 +175,20 @@ def ensemble(config, key, train, test, width, loop):
 
     keys = jax.random.split(key, config.networks)
     params = jax.vmap(lambda k: init(k, train[0].shape[1], width))(keys)
-    state, _ = loop(
-        step,
-        State(params, jax.vmap(optimizer.init)(params)),
-        config.steps,
-        every=config.steps,
-        data={"x": train[0], "y": train[1]},
-        name=f"width {width}",
+    data = {"x": train[0], "y": train[1]}
+    start = State(params, jax.vmap(optimizer.init)(params))
+    name = f"width {width}"
+    state, _ = loop(step, start, config.steps, every=config.steps, data=data, name=name)
+    return tuple(
+        jax.vmap(loss, (0, None))(state.params, {"x": x, "y": y}) for x, y in (test, train)
     )
-    return jax.vmap(lambda params: loss(params, {"x": test[0], "y": test[1]}))(state.params)
 
 
 def networks(config, key, train, test, loop):
     """Bias required of networks by width, at an error none of them reaches."""
-    losses = jnp.stack(
-        [
-            ensemble(config, jax.random.fold_in(key, width), train, test, width, loop)
-            for width in config.widths
-        ]
-    )
+    fold = functools.partial(jax.random.fold_in, key)
+    found = [ensemble(config, fold(w), train, test, w, loop) for w in config.widths]
+    losses, train_losses = (jnp.stack(part) for part in zip(*found))
     error = 0.98 * jnp.min(losses)
     bias = lambda losses: kernels.required_inductive_bias(losses, error)
     again = jax.random.randint(key, (50, config.networks), 0, config.networks)
@@ -201,6 +196,7 @@ def networks(config, key, train, test, loop):
     resampled = jax.vmap(lambda row: jax.vmap(lambda rows: bias(row[rows]))(again))(losses)
     return {
         "network_losses": losses,
+        "network_train_losses": train_losses,
         "network_error": error,
         "network_bias": jax.vmap(bias)(losses),
         "network_interval": jnp.nanquantile(resampled, jnp.array([0.05, 0.95]), axis=1).T,
@@ -283,7 +279,7 @@ def plot(metrics):
             ("reference", "paper's formula", ":"),
         ):
             figures.band(axis, place, metrics[f"{name}_{what}"].mean(2), label=label, ls=ls)
-        axis.set(ylabel="nats", yscale="symlog")
+        axis.set(ylabel="nats")
         axis.legend()
     axes[0].set(xlabel="dimensions", title="A task of more dimensions")
     axes[1].set(xlabel="training points", title="A task with more data")
