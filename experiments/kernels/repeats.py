@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 
-def over_noise(key, repeats, answer, *arguments):
-    """``answer(key, *arguments)`` for several keys; results have a leading axis."""
-    return jax.vmap(lambda k: answer(k, *arguments))(jax.random.split(key, repeats))
+def over_noise(key, repeats, answer, *arrays):
+    """``answer(key, *arrays)`` for several keys; results have a leading axis."""
+    mapped = jax.vmap(answer, in_axes=(0, *[None] * len(arrays)))
+    return mapped(jax.random.split(key, repeats), *arrays)
 
 
 def seconds(function, *arguments):

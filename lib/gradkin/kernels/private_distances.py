@@ -316,11 +316,10 @@ def _trees(key, x, row_labels, keep, lower, upper, scale, levels, distribution, 
         x, row_labels, keep, lower, upper, 2 ** (levels - 1), classes
     )
     nodes = distance_trees.levels_above(leaves)
-    keys = jax.random.split(key, levels)
-    return tuple(
-        add_noise(level_key, level.astype(x.dtype), scale, distribution)
-        for level_key, level in zip(keys, nodes, strict=True)
-    )
+    # All levels at once: one random draw is compiled, not one per level.
+    flat = jnp.concatenate(nodes, axis=-1).astype(x.dtype)
+    noisy = add_noise(key, flat, scale, distribution)
+    return tuple(jnp.split(noisy, [2**level - 1 for level in range(1, levels)], axis=-1))
 
 
 def _noisy_trees(key, rows, lower, upper, scale, levels, distribution):
