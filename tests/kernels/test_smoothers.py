@@ -201,7 +201,7 @@ def test_forest_kernel(data):
     expected = np.mean(leaves[:, None] == leaves[None], axis=2)
     np.testing.assert_allclose(K.materialize(), expected, rtol=1e-6)
     assert np.linalg.eigvalsh(np.asarray(K.materialize(), np.float64)).min() > -1e-6
-    cross = kernels.forest_kernel(leaves, query)
+    cross = kernels.forest_kernel(leaves, query=query)
     np.testing.assert_allclose(
         cross.materialize(), np.mean(query[:, None] == leaves[None], axis=2), rtol=1e-6
     )

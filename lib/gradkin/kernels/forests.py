@@ -63,7 +63,7 @@ class SharedLeaves:
             raise ValueError(f"Expected points of shape (trees, 2), got points of shape {shape}.")
 
 
-def forest_kernel(leaves: ArrayLike, query: ArrayLike | None = None) -> KernelMatrix:
+def forest_kernel(leaves: ArrayLike, *, query: ArrayLike | None = None) -> KernelMatrix:
     """Share of the trees in which two points fall into the same leaf: a forest's own similarity.
 
     Positive semidefinite with a diagonal of ones; everything that reads a kernel matrix takes it.

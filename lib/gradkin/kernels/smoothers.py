@@ -23,7 +23,7 @@ def effective_parameters(S: Any) -> Float[Array, ""]:
 
     A prediction's variance is ``sigma^2 |s(x)|^2``, so this is the number of parameters that a
     linear regression with predictions as noisy would have. Asked on training points it is the
-    number of features for least squares and ``n / k`` for k nearest neighbours; asked on other
+    number of features for least squares and ``n / k`` for k nearest neighbors; asked on other
     points it tells how smooth the predictions are there. A smoother whose number is far smaller on
     new points than on training points regularizes itself where it has to generalize.
 
