@@ -355,10 +355,10 @@ def kernel_matrix(
         and as absent in means, maxima and logarithms, their results are zero (``-inf``), and what
         they hold is never read, not even NaN.
       block: rows per panel; None takes as many as make a panel of 2 MiB on a processor and of
-        128 MiB on an accelerator, at least 8.
+        128 MiB on an accelerator, at least 32.
       mesh: devices over all of whose axes ``x`` is split by rows; ``y`` is replicated. Taken from
-        ``x`` where it is a concrete array with such a sharding; inside `jit` say it, else every
-        panel of a sum over rows is a collective of its own.
+        ``x`` where it is a concrete array with such a sharding; inside `jit` say it, else the
+        compiler places the panels as it likes, and may let every device make all of them.
       ring: with a mesh, split ``y`` too and pass its parts from device to device, so that no device
         ever holds all columns.
 

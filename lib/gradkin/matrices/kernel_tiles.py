@@ -24,7 +24,8 @@ from gradkin.typing import Array
 # Bytes of one panel: a processor's cache, or enough work for an accelerator.
 PANEL_BYTES = {"cpu": 2 * 2**20}
 ACCELERATOR_PANEL_BYTES = 128 * 2**20
-LEAST_ROWS = 8
+# A panel of so many rows is no larger than points of so many features.
+LEAST_ROWS = 32
 
 
 class Side(NamedTuple):
@@ -328,7 +329,7 @@ def block_of(matrices: tuple[Any, ...], columns: tuple[Side, ...]) -> int:
         )
         for K, side in zip(matrices, columns)
     ]
-    return max(LEAST_ROWS, min(rows) // len(rows))
+    return max(LEAST_ROWS // len(rows), min(rows) // len(rows))
 
 
 def pairwise_sum(x: Array) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from gradkin.matrices import kernel_halves
 from gradkin.matrices.kernel_tiles import (
     Reduction,
     Side,
@@ -22,12 +23,20 @@ from gradkin.typing import Array
 
 _verb = functools.partial(jax.jit, inline=True)
 Tiles = tuple[Array, ...]
+# Vectors up to which a symmetric matrix is made by halves.
+MOST_BOTH_WAYS = 8
 
 
 @_verb
 def product(K: Any, vectors: Array) -> Array:
     """``K @ vectors`` of ``[m]`` or ``[m, c]``."""
+    # Many vectors cost more than the entries do; then it does not pay to go both ways.
+    if vectors.size <= MOST_BOTH_WAYS * vectors.shape[0] and kernel_halves.applies((K,)):
+        return kernel_halves.by_halves(kernel_halves.product, _product)(K, vectors)
+    return _product(K, vectors)
 
+
+def _product(K: Any, vectors: Array) -> Array:
     def state(tiles: Tiles, rows: Side, columns: Side) -> Array:
         (tile,) = tiles
         dtype = np.promote_types(tile.dtype, columns.operand.dtype)
@@ -41,41 +50,52 @@ def product(K: Any, vectors: Array) -> Array:
 @_verb
 def row_sums(K: Any) -> Array:
     """Sum of each row."""
-    return reduce_rows((K,), SUM)
+    if kernel_halves.applies((K,)):
+        return product(K, jnp.ones(len(K), K.dtype))
+    return reduce_rows((K,), _summed(_same))
 
 
 @_verb
 def total(K: Any) -> Array:
     """Sum of all entries."""
-    return reduce_rows((K,), SUM, total=True)
+    return _total((K,), _same)
 
 
 @_verb
 def squares(K: Any) -> Array:
     """Sum of the squares of all entries."""
-    return reduce_rows((K,), SUM._replace(state=_row_squares), total=True)
+    return _total((K,), jnp.square)
 
 
 @_verb
 def inner(K: Any, L: Any) -> Array:
     """``sum_ij K_ij L_ij``."""
-    return reduce_rows((K, L), SUM._replace(state=_row_products), total=True)
+    return _total((K, L), _times)
 
 
-def _row_sums(tiles: Tiles, rows: Side, columns: Side) -> Array:
-    return jnp.sum(tiles[0], axis=1)
+def _total(matrices: tuple[Any, ...], value: Any) -> Array:
+    """Sum over all entries of a function of them."""
+    whole = lambda *matrices: reduce_rows(matrices, _summed(value), total=True)
+    if not kernel_halves.applies(matrices):
+        return whole(*matrices)
+    halves = lambda *matrices: kernel_halves.total(matrices, value)
+    return kernel_halves.by_halves(halves, whole)(*matrices)
 
 
-def _row_squares(tiles: Tiles, rows: Side, columns: Side) -> Array:
-    return jnp.sum(jnp.square(tiles[0]), axis=1)
+def _summed(value: Any) -> Reduction:
+    def state(tiles: Tiles, rows: Side, columns: Side) -> Array:
+        return jnp.sum(value(*tiles), axis=1)
+
+    return Reduction(state, add, lax.psum)
 
 
-def _row_products(tiles: Tiles, rows: Side, columns: Side) -> Array:
-    dtype = np.promote_types(tiles[0].dtype, tiles[1].dtype)
-    return jnp.sum(tiles[0].astype(dtype) * tiles[1].astype(dtype), axis=1)
+def _same(tile: Array) -> Array:
+    return tile
 
 
-SUM = Reduction(_row_sums, add, lax.psum)
+def _times(a: Array, b: Array) -> Array:
+    dtype = np.promote_types(a.dtype, b.dtype)
+    return a.astype(dtype) * b.astype(dtype)
 
 
 @_verb
