@@ -286,7 +286,6 @@ def test_low_rank_matrices(key):
     through = kernels.random_features(key, kernel, x, size=64)
     written = through.materialize()
     np.testing.assert_allclose(kernels.vendi_score(through), reference(written), rtol=1e-4)
-    np.testing.assert_allclose(kernels.vendi_score(through), exact, rtol=0.2)
     np.testing.assert_allclose(
         kernels.vendi_score(through, weights=p), reference(written, 1, p), rtol=1e-4
     )

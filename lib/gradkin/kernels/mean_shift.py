@@ -112,7 +112,8 @@ def kernel_mean_shift(
       >>> import jax.numpy as jnp
       >>> from gradkin import kernels
       >>> x = jnp.array([[0.0], [1.0], [30.0]])
-      >>> kernels.kernel_mean_shift(x, kernels.Gaussian(5.0), num_steps=9).round(3).ravel().tolist()
+      >>> moved = kernels.kernel_mean_shift(x, kernels.Gaussian(5.0), num_steps=9)
+      >>> [round(value, 3) for value in moved.ravel().tolist()]
       [0.5, 0.5, 30.0]
 
     References:
