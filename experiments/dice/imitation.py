@@ -5,9 +5,9 @@ D4RL's expert sets and finds O-DICE best on 6 of 8 (hopper and walker2d, four tr
 Quick scale takes single trajectories of the HalfCheetah expert kept in this repository (normalised
 score about 80) and compares with behavior cloning of the same trajectory, same network, learning
 rate and updates; lambda 0.4, eta 1, tanh mean, normalised states as in the reference code. Needs
-``gradkin[rl]``. The result is fragile: the same run with the initial weights drawn in another
-way ended above behavior cloning on 17% of the trajectories, and the committed one, with the final
-draws, on 75%, just at the threshold.
+``gradkin[rl]``. The result is fragile: the same run with the initial weights drawn in another way
+ended above behavior cloning on 17% of the trajectories, with the final draws on 75%, and with those
+under another release of JAX, which only rounds differently, on 67%.
 
     python -m experiments run dice/imitation --preset quick --seeds 3       # about 1 minute
 """
@@ -148,7 +148,7 @@ CLAIMS = (
     Claim(
         "O-DICE ends above behavior cloning on most single trajectories (share of them).",
         "odice", "best of five methods on 6 of 8", wins, lambda x: x >= 0.75, "mean", ">= 0.75",
-        "reproduced",
+        "not reproduced",
     ),
 )  # fmt: skip
 
