@@ -12,7 +12,9 @@ fixed grid; the one in practice is chosen on a validation split; all numbers are
     python -m experiments run kernels/ccdcov_fairness --data FOLDER                # COMPAS or Adult
 
 FOLDER holds the publisher's files, see `gradkin.data.load_protected`. Thresholds are those of the
-made data: the fair optimum has .64 of the skill of the unregularized model over a constant.
+made data: the fair optimum has .64 of the skill of the unregularized model over a constant. On two
+of three seeds the concatenated regularizer at strength 100 also shrinks the outputs (to .49 and .43
+of their spread, or of the skill); at 30 it does not, and the gap is .18 to .28 of what it was.
 """
 
 import dataclasses
@@ -352,7 +354,7 @@ CLAIMS = (
     fair("joint", "reproduced"),
     fair("concatenated", "reproduced"),
     useful("joint", "reproduced"),
-    useful("concatenated", "reproduced"),
+    useful("concatenated", "not reproduced"),
     falling("joint", "reproduced"),
     falling("concatenated", "reproduced"),
 )
