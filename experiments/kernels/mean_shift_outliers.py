@@ -185,10 +185,10 @@ def init_params(key, features, config):
 
 def decode(params, x, probabilistic, bound):
     """Means and bounded log variances, zero for the models without them."""
-    h = jax.nn.relu(x @ params[0]["w"] + params[0]["b"])
-    h = h @ params[1]["w"] + params[1]["b"]
-    h = jax.nn.relu(h @ params[2]["w"] + params[2]["b"])
-    mean, raw = jnp.split(h @ params[3]["w"] + params[3]["b"], 2, axis=-1)
+    h = jax.nn.relu(x @ params[0]["w"] + params[0]["b"][None])
+    h = h @ params[1]["w"] + params[1]["b"][None]
+    h = jax.nn.relu(h @ params[2]["w"] + params[2]["b"][None])
+    mean, raw = jnp.split(h @ params[3]["w"] + params[3]["b"][None], 2, axis=-1)
     return mean, probabilistic * bound * jnp.tanh(raw / bound)
 
 

@@ -137,7 +137,7 @@ def train_classifier(config, x, y, members, loop):
 
     def step(state, data):
         def loss(params):
-            logits = data["x"] @ params["w"] + params["b"]
+            logits = data["x"] @ params["w"] + params["b"][None]
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, data["y"])
             return jnp.mean(losses, where=data["members"]) + 1e-4 * jnp.sum(params["w"] ** 2)
 
@@ -166,7 +166,7 @@ def stacked(config, key, x, y, params, members):
     available = jnp.bincount(hidden, length=11)[:10]
     table = jnp.zeros((10, len(y)), jnp.int32)
     table = table.at[hidden, ranks].set(jnp.arange(len(y), dtype=jnp.int32), mode="drop")
-    logits = x @ params["w"] + params["b"]
+    logits = x @ params["w"] + params["b"][None]
 
     def measure(modes, key):
         digits = jnp.stack([modes // 100, modes // 10 % 10, modes % 10], axis=1)

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -341,7 +342,8 @@ def test_memory_is_bounded():
     def temporary(n):
         moment = jax.jit(lambda x: kernels.second_moment(x, block=1000).matrix)
         compiled = moment.lower(jax.ShapeDtypeStruct((n, 16), jnp.float32)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis: Any = compiled.memory_analysis()
+        return analysis.temp_size_in_bytes
 
     small, large = temporary(20_000), temporary(160_000)
     assert large < 160_000 * 16 * 4 / 4
@@ -354,10 +356,9 @@ def test_sharded_rows_stay(mesh, key):
     scorer = jax.jit(lambda x: kernels.vendi_score_features(x, block=32))
     np.testing.assert_allclose(scorer(split), scorer(x), rtol=1e-5)
     moment = jax.jit(lambda x: kernels.second_moment(x, block=32).matrix)
-    text = moment.lower(split).compile().as_text()
-    assert "all-gather" not in text
-    assert "all-to-all" not in text
-    assert not re.search(r"collective-permute", text)
+    text = moment.lower(split).compile().as_text() or ""
+    assert "all-reduce" in text
+    assert not re.search("all-gather|all-to-all|collective-permute", text)
     K = jax.device_put(x @ x.T, NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(
         score_jit(K, normalize=True), score_jit(x @ x.T, normalize=True), rtol=1e-5

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import DTypeLike
 
 from gradkin import checks
 from gradkin.matrices.kernel import KernelMatrix
@@ -187,7 +186,7 @@ def wide(x: Any) -> Array:
     return x.astype(np.promote_types(dtype, np.float32))
 
 
-def probabilities(weights: Any, n: int, dtype: DTypeLike) -> Array:
+def probabilities(weights: Any, n: int, dtype: np.dtype) -> Array:
     """The weights checked, or uniform ones."""
     if weights is None:
         return jnp.full(n, 1 / n, dtype)
