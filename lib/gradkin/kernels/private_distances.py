@@ -93,11 +93,12 @@ class PrivateDistances:
     def classify(self, y: ArrayLike, *, alpha: Scalar | None = None) -> Array:
         """The class of least mean distance to each query, int32 ``[q]``.
 
-        Estimated counts below one are taken as one.
+        A class whose estimated count is below one is never chosen.
         """
         if not self.grouped:
             raise ValueError("Expected a release with labels to classify by, got one without.")
-        means = self.sum(y, alpha=alpha) / jnp.maximum(self.counts(), 1)[None]
+        counts, sums = self.counts()[None], self.sum(y, alpha=alpha)
+        means = jnp.where(counts < 1, jnp.inf, sums / jnp.maximum(counts, 1))
         return jnp.argmin(means, axis=1).astype(np.int32)
 
     def event(self) -> Any:
@@ -193,11 +194,11 @@ def private_l1_distances(
       The noise is that of the joint release. The paper splits the budget over coordinates, which
       for Laplace noise is the same and for Gaussian noise is worse. Its shells are ``alpha``; the
       default query is this library's own: the follow-up's idea (distances need not be rounded to
-      shells) on the paper's tree, by least squares. Of noise with deviation s per node it keeps at
-      most ``R s / 2`` per coordinate of range R. Shells keep about ``R s`` at alpha 0.1, because a
-      shell's count is the difference of two prefix counts and what neighbours share cancels; with
-      every shell cut into dyadic intervals by itself, as in the paper, it would be 6.8 R s at
-      N = 2^17 (2.6 R s at 2^6), growing like ``sqrt(log N / alpha)``.
+      shells) on the paper's tree, by least squares. Of noise with deviation s per node it keeps
+      about ``R s / 2`` at the most, per coordinate of range R. Shells keep about ``R s``, because a
+      shell's count is the difference of two prefix counts and what neighbours share cancels. With
+      every shell cut into dyadic intervals by itself, as in the paper, alpha 0.1 would keep 6.8 R s
+      at N = 2^17 (2.6 R s at 2^6), growing like ``sqrt(log N / alpha)``.
 
     References:
       Backurs et al. (2024), "Efficiently Computing Similarities to Private Datasets", ICLR,
