@@ -15,6 +15,10 @@ FOLDER holds the publisher's files, see `gradkin.data.load_protected`. Threshold
 made data: the fair optimum has .64 of the skill of the unregularized model over a constant. On two
 of three seeds the concatenated regularizer at strength 100 also shrinks the outputs (to .49 and .43
 of their spread, or of the skill); at 30 it does not, and the gap is .18 to .28 of what it was.
+
+On COMPAS and Adult regularizing single attributes closes the gap nearly as well: nothing there is
+an exclusive or. On COMPAS strength 100 makes two of three models constant; at 3 the gap is a third
+of what it was. The grid is that of the made data, whose outputs have a spread of 1.2, not of 0.2.
 """
 
 import dataclasses
@@ -196,8 +200,8 @@ def train(config, key, table, method, loop):
 def measure(config, params, table):
     """What a model costs and how unequal its outputs are."""
     f = output(config, params, table.inputs)
-    means, _ = kernels.group_means(f, table.group, num_groups=NUM_GROUPS)
-    options = {"num_groups": NUM_GROUPS}
+    n = NUM_GROUPS
+    means, _ = kernels.group_means(f, table.group, num_groups=n)
     few = jax.tree.map(lambda a: a[:1000], (f, table.attributes))
     single, _, together = (unfairness(method, *few) for method in METHODS)
     return {
@@ -206,9 +210,9 @@ def measure(config, params, table):
         "gap": 2 * jnp.std(means[table.group]),
         "std": jnp.std(f),
         "divergence": kernels.group_divergence(
-            f, table.group, bandwidth=config.bandwidth, **options
+            f, table.group, num_groups=n, bandwidth=config.bandwidth
         ),
-        "explained": kernels.explained_by_groups(f, table.group, **options),
+        "explained": kernels.explained_by_groups(f, table.group, num_groups=n),
         "single": single,
         "together": together,
     }
@@ -298,7 +302,8 @@ def usefulness(metrics, method):
 
 def trend(metrics, method):
     values = metrics["divergence"][:, METHODS.index(method)]
-    return np.array([scipy.stats.spearmanr(s, v)[0] for s, v in zip(metrics["strength"], values)])
+    found = [scipy.stats.spearmanr(s, v)[0] for s, v in zip(metrics["strength"], values)]
+    return np.round(found, 6)  # -0.9 is -0.9
 
 
 def fair(method, verdict):

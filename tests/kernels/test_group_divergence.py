@@ -56,7 +56,7 @@ def test_constant_outputs_have_finite_derivatives():
 
 
 def test_explained_by_groups():
-    values, groups = np.float64(VALUES), np.asarray(GROUPS)
+    values, groups = np.asarray(VALUES, np.float64), np.asarray(GROUPS)
     means = [values[groups == g].mean() for g in range(3)]
     exact = np.var(means, ddof=1) / np.var(values, ddof=1)
     found = kernels.explained_by_groups(VALUES, GROUPS, num_groups=4)

@@ -278,7 +278,7 @@ def solve(
         spread = jnp.mean(jnp.square(n * jax.nn.softmax(logits) - 1))
         return dependence(logits) + jnp.asarray(penalty).astype(dtype) * spread
 
-    optimizer = optax.adam(learning_rate)
+    optimizer = optax.adam(jnp.asarray(learning_rate))
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         logits, state = carry

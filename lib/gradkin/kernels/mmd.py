@@ -104,7 +104,7 @@ def expectation(K: Any, p: Array | None, q: Array | None) -> Array:
     means = K.mean(axis=1) if q is None else K @ q.astype(K.dtype)
     if p is None:
         keep = jnp.ones(len(K), bool) if K.row_mask is None else K.row_mask
-        p = keep.astype(K.dtype) / pairwise_sum(keep.astype(K.dtype))
+        return pairwise_sum(jnp.where(keep, means, 0)) / pairwise_sum(keep.astype(K.dtype))
     return pairwise_sum(p.astype(K.dtype) * means)
 
 
