@@ -369,10 +369,22 @@ def test_bad_input(case):
         make()
 
 
+class Unregistered:
+    """Knows tiles, but JAX does not know it."""
+
+    def __call__(self, x, y):
+        return jnp.vdot(x, y)
+
+    def tile(self, x, y):
+        return x @ y.T
+
+
 def test_wrong_kinds():
     K = gradkin.kernel_matrix(pairs, X)
     with pytest.raises(TypeError, match="function of two points"):
         gradkin.kernel_matrix(3, X)
+    with pytest.raises(TypeError, match="tile to be a pytree, got Unregistered"):
+        gradkin.kernel_matrix(Unregistered(), X)
     with pytest.raises(TypeError, match="real numbers"):
         gradkin.kernel_matrix(pairs, X + 1j)
     with pytest.raises(TypeError, match="got a KernelMatrix"):

@@ -387,6 +387,11 @@ def kernel_matrix(
     if not callable(kernel) and not hasattr(kernel, "tile"):
         raise TypeError(f"Expected kernel to be a function of two points, got {kernel!r}.")
     if jax.tree_util.all_leaves([kernel]):
+        if hasattr(kernel, "tile"):
+            raise TypeError(
+                f"Expected a kernel with a tile to be a pytree, got {type(kernel).__name__}: "
+                "register it, e.g. by jax.tree_util.register_dataclass."
+            )
         kernel = kernel_tiles.Function(kernel)
     if block is not None and block < 1:
         raise ValueError(f"Expected block >= 1, got block={block}.")

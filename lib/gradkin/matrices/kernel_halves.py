@@ -2,8 +2,7 @@
 
 The points are cut into an odd number of equal groups, put in a circle. A panel compares one group
 with itself and with the half of the circle that follows it; so two different groups meet exactly
-once, and all panels have one shape. Derivatives go through all entries (see `by_halves`): adding up
-those of overlapping half circles would cost more than is saved.
+once, and all panels have one shape.
 """
 
 from collections.abc import Callable
@@ -81,17 +80,6 @@ class Circle:
         return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, length), tree)
 
 
-def by_halves(halves: Callable[..., Array], whole: Callable[..., Array]) -> Callable[..., Array]:
-    """``halves``, with the derivatives of ``whole``."""
-    fun = jax.custom_jvp(halves)
-
-    @fun.defjvp
-    def rule(primals: Any, tangents: Any) -> tuple[Array, Array]:
-        return fun(*primals), jax.jvp(whole, primals, tangents)[1]
-
-    return fun
-
-
 def total(matrices: tuple[Any, ...], value: Callable[..., Array]) -> Array:
     """Sum over all entries of ``value(tiles)``, a function entry by entry."""
     circle = Circle(matrices)
@@ -101,7 +89,7 @@ def total(matrices: tuple[Any, ...], value: Callable[..., Array]) -> Array:
         own, others = values[:, : circle.size], values[:, circle.size :]
         return jnp.sum(own, axis=1) + 2 * jnp.sum(others, axis=1)
 
-    sums = lax.map(panel, jnp.arange(circle.count))
+    sums = lax.map(jax.checkpoint(panel, prevent_cse=False), jnp.arange(circle.count))
     return pairwise_sum(sums.reshape(-1))
 
 
@@ -112,15 +100,20 @@ def product(K: Any, vectors: Array) -> Array:
     circle = Circle((K,), columns.astype(dtype))
     highest = lax.Precision.HIGHEST
 
-    def step(result: Array, group: Array) -> tuple[Array, None]:
+    def panel(group: Array) -> tuple[Array, Array]:
         (tile,) = circle.tiles(circle.sides, group)
         tile = tile.astype(dtype)
         v = circle.slice(circle.operand, group, circle.width)
         there = jnp.matmul(tile, v, precision=highest)
         others = tile[:, circle.size :]
-        back = lax.dot_general(
+        return there, lax.dot_general(
             others, v[: circle.size], (((0,), (0,)), ((), ())), precision=highest
         )
+
+    panel = jax.checkpoint(panel, prevent_cse=False)
+
+    def step(result: Array, group: Array) -> tuple[Array, None]:
+        there, back = panel(group)
         both = jnp.concatenate([there, back])
         start = group * circle.size
         old = lax.dynamic_slice_in_dim(result, start, circle.width)

@@ -32,11 +32,8 @@ def product(K: Any, vectors: Array) -> Array:
     """``K @ vectors`` of ``[m]`` or ``[m, c]``."""
     # Many vectors cost more than the entries do; then it does not pay to go both ways.
     if vectors.size <= MOST_BOTH_WAYS * vectors.shape[0] and kernel_halves.applies((K,)):
-        return kernel_halves.by_halves(kernel_halves.product, _product)(K, vectors)
-    return _product(K, vectors)
+        return kernel_halves.product(K, vectors)
 
-
-def _product(K: Any, vectors: Array) -> Array:
     def state(tiles: Tiles, rows: Side, columns: Side) -> Array:
         (tile,) = tiles
         dtype = np.promote_types(tile.dtype, columns.operand.dtype)
@@ -75,11 +72,9 @@ def inner(K: Any, L: Any) -> Array:
 
 def _total(matrices: tuple[Any, ...], value: Any) -> Array:
     """Sum over all entries of a function of them."""
-    whole = lambda *matrices: reduce_rows(matrices, _summed(value), total=True)
-    if not kernel_halves.applies(matrices):
-        return whole(*matrices)
-    halves = lambda *matrices: kernel_halves.total(matrices, value)
-    return kernel_halves.by_halves(halves, whole)(*matrices)
+    if kernel_halves.applies(matrices):
+        return kernel_halves.total(matrices, value)
+    return reduce_rows(matrices, _summed(value), total=True)
 
 
 def _summed(value: Any) -> Reduction:
