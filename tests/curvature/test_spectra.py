@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import gradkin
 from gradkin import curvature, kernels
@@ -180,6 +181,26 @@ def test_float64():
         np.testing.assert_allclose(found.values, wanted, rtol=1e-13)
         solution = curvature.solve(matrix, jnp.ones(10), damping=3.0, rtol=1e-12)
         assert solution.residual_norm < 1e-10
+
+
+def test_what_is_read_off_is_differentiable():
+    """Eigenvalues forwards; quadrature backwards, through labels, which are no floats."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(normal(0, 8, 2), np.float64)
+        labels = jnp.arange(8) % 3
+        make = gradkin.gauss_newton(lambda w, x: jnp.tanh(x @ w), curvature.cross_entropy)
+        w = jnp.asarray(normal(1, 2, 3), np.float64)
+        key = jax.random.key(0)
+
+        def largest(w):
+            return make(w, x, labels).top_eigenpairs(key).values[0]
+
+        def determinant(w):
+            H = make(w, x, labels)
+            return H.log_determinant(key, damping=1.0, num_probes=2).value
+
+        check_grads(jax.jit(largest), (w,), order=1, modes=["fwd"], atol=1e-4, rtol=1e-4)
+        check_grads(jax.jit(determinant), (w,), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
 
 
 def test_bad_input_is_named():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from gradkin.matrices import contraction
 from gradkin.typing import Array, PyTree
@@ -90,6 +91,56 @@ def operator(A: Any) -> Operator:
         return jax.tree.unflatten(structure, parts)
 
     return Operator(lambda v: flatten(product(unflatten(v))), sum(sizes), dtype, flatten, unflatten)
+
+
+def hold(op: Operator) -> Operator:
+    """The operator as a constant: derivatives do not see it."""
+    fun, arrays = _opened(op)
+    arrays = [jax.lax.stop_gradient(x) for x in arrays]
+    return op._replace(product=lambda v: fun(arrays, v))
+
+
+def expose(op: Operator) -> Operator:
+    """The operator such that matfree's derivatives reach all arrays that it holds.
+
+    matfree takes only floats out of the closure of a product, and JAX forbids the rest to stay
+    (labels, masks) where it differentiates. So the rest travels as floats too, bit by bit.
+    """
+    fun, arrays = _opened(op)
+    kinds = [x.dtype for x in arrays]
+    floats = [_as_floats(x) if _is_whole(x.dtype) else x for x in arrays]
+
+    def product(v: Array) -> Array:
+        pairs = zip(floats, kinds, strict=True)
+        return fun([_from_floats(x, kind) if _is_whole(kind) else x for x, kind in pairs], v)
+
+    return op._replace(product=product)
+
+
+def _opened(op: Operator) -> tuple[Callable[[list[Array], Array], Array], list[Array]]:
+    """The product as a function of the arrays that it holds, and those."""
+    closed = jax.make_jaxpr(op.product)(jax.ShapeDtypeStruct((op.size,), op.dtype))
+
+    def fun(arrays: list[Array], v: Array) -> Array:
+        (result,) = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, arrays))(v)
+        return result
+
+    return fun, [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in closed.consts]
+
+
+def _is_whole(kind: Any) -> bool:
+    return jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.bool_)
+
+
+def _as_floats(x: Array) -> Array:
+    if x.dtype.itemsize == 1:
+        return x.astype(np.float32)  # exact
+    same = {2: jnp.float16, 4: jnp.float32, 8: jnp.float64}[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, same)
+
+
+def _from_floats(x: Array, kind: np.dtype) -> Array:
+    return x.astype(kind) if kind.itemsize == 1 else jax.lax.bitcast_convert_type(x, kind)
 
 
 @contextlib.contextmanager
