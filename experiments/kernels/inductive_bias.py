@@ -8,7 +8,7 @@ fits the training data has a small enough test error. Sampled test losses follow
 non-central chi-square, which is fitted and extrapolated. Tasks of more dimensions require more,
 tasks with more data less; and networks provide more than other expressive classes.
 
-    python -m experiments run kernels/inductive_bias --preset quick --seeds 3   # about a minute
+    python -m experiments run kernels/inductive_bias --preset quick --seeds 3   # a minute or two
     python -m experiments run kernels/inductive_bias --data fashion_mnist
     python -m experiments run kernels/inductive_bias --preset paper             # not run yet
 
@@ -18,6 +18,12 @@ is a generalized chi-square with known weights, so besides the paper's extrapola
 the probability is computed from the weights. Images: networks trained on few of them from random
 starts, as hypotheses; and a Gaussian process (bandwidth: the median distance) as the reference on
 which the test errors of a linear model, a decision tree and the networks are read off.
+
+Seen: the fitted law meets the quantiles of the samples, but far below them it is too heavy. The
+bias of 14, 30 and 25 nats (6 and 8 dimensions; 6 dimensions with 20 points) is extrapolated to 11,
+25 and 17, and the formula of the paper's code makes that 8, 20 and 13; the order of the tasks is
+the same. After equally many steps narrow networks fit the training images less well (mean squared
+error .038 against .005), so that their larger bias is not one of width alone.
 """
 
 import dataclasses

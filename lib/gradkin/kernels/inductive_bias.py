@@ -56,7 +56,9 @@ def required_inductive_bias(
 
     Note:
       The paper's code falls back on ``z^2 / 2`` where the probability underflows, which is 15 to
-      35 % too small between 7 and 40 nats: ``method="reference"``.
+      35 % too small between 7 and 40 nats: ``method="reference"``. Extrapolation itself may be too
+      low: for Gaussian processes by a fifth at 15 to 30 nats, where the weights of the losses are
+      known and `InterpolantLoss.inductive_bias` needs no samples.
     """
     return fit_noncentral_chi_square(losses).neg_log_cdf(error, method=method)
 
