@@ -13,8 +13,17 @@ reconstructions of held-out images keep, how well a linear classifier reads the 
 two-alternative choice, which of two reconstructions a classifier trained on originals recognises
 better and which measure of distortion predicts that. Each loss being best at itself is a check.
 
+Seen on digits: the squared error keeps .964 of the local contrast, the absolute error .977, MS-SSIM
+.997, and the VAEs .967 and 1.001. The classifier of originals prefers the reconstruction on
+MS-SSIM to that on the squared error in .56 of the pairs, and MS-SSIM predicts its choice in .57 of
+them, the pixel errors in .50. Codes are not more useful: a linear classifier reads .943 of those
+of MS-SSIM, .953 and .957 of the others. On Fashion-MNIST the shares of contrast are .763, .782 and
+.932, but what MS-SSIM adds there is mottle, not the prints of the originals: the classifier
+prefers it in .48 of the pairs only, and codes are read at .753 against .770 and .756. So the share
+of contrast says that blur is gone, not that the right detail is there.
+
     python -m experiments run similarity/ms_ssim --preset quick --seeds 3     # 50 seconds, one core
-    python -m experiments run similarity/ms_ssim --data fashion_mnist         # 8 minutes, one core
+    python -m experiments run similarity/ms_ssim --data fashion_mnist         # 4 minutes, 3 GB
     python -m experiments run similarity/ms_ssim --preset paper               # not run yet
 
 Digits are enlarged to 16 x 16 pixels, which has room for two scales of a window of five. The paper
@@ -23,6 +32,7 @@ has fully connected autoencoders of 32 x 32 pixels; its scales for them are not 
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -78,10 +88,10 @@ PRESETS = {
 
 
 class State(NamedTuple):
-    """An autoencoder in training."""
+    """All models in training."""
 
     key: jax.Array
-    params: Any
+    params: Any  # leading axis: models
     opt_state: Any
 
 
@@ -207,20 +217,24 @@ def right(log_probabilities, labels):
 def judge(config, data, params):
     """Codes and reconstructions of one seed's plain autoencoders, read by classifiers.
 
-    ``params`` has one set for each of `PLAIN`.
+    ``params`` has a leading axis for `PLAIN`.
     """
     train, test = data["train"], data["test"]
     flat = lambda images: images.reshape(len(images), -1)
-    rebuilt = [decode(p, encode(p, test["x"])[0], test["x"].shape[1:]) for p in params]
-    codes = [
-        accuracy(
-            probe(config, encode(p, train["x"])[0], train["y"], encode(p, test["x"])[0]), test["y"]
-        )
-        for p in params
-    ]
+
+    def rebuild(params):
+        return decode(params, encode(params, test["x"])[0], test["x"].shape[1:])
+
+    def read(params):
+        codes = (encode(params, data[split]["x"])[0] for split in ("train", "test"))
+        features, held_out = codes
+        return accuracy(probe(config, features, train["y"], held_out), test["y"])
+
+    rebuilt = jax.lax.map(rebuild, params)
     # One judge, trained on originals, looks at all held-out images, real and rebuilt.
     looked_at = jnp.concatenate([flat(images) for images in (test["x"], *rebuilt)])
-    seen = probe(config, flat(train["x"]), train["y"], looked_at).reshape(1 + len(params), -1, 10)
+    seen = probe(config, flat(train["x"]), train["y"], looked_at)
+    seen = seen.reshape(1 + len(PLAIN), -1, seen.shape[1])
     belief = [right(log_probabilities, test["y"]) for log_probabilities in seen[1:]]
     prefers = (belief[2] > belief[0]).astype(jnp.float32)
     agreement = [
@@ -230,57 +244,58 @@ def judge(config, data, params):
         for distance in distortions(config)
     ]
     return {
-        "code_accuracy": jnp.stack(codes),
+        "code_accuracy": jax.lax.map(read, params),
         "recognised": jnp.stack([accuracy(found, test["y"]) for found in seen]),
         "preferred": jnp.mean(prefers),
         "agreement": jnp.stack(agreement),
     }
 
 
+def summary(config, state, history, data):
+    """What is measured of one seed."""
+    shown = data["test"]["x"][: config.shown]
+    rebuilt = jax.vmap(lambda p: decode(p, encode(p, shown)[0], shown.shape[1:]))(state.params)
+    plain = jax.tree.map(lambda leaf: leaf[: len(PLAIN)], state.params)
+    return {
+        **{name: values.T for name, values in history.items()},  # [models, E]
+        **judge(config, data, plain),
+        # [1 + models, shown, H, W, C]
+        "images": jnp.round(jnp.concatenate([shown[None], rebuilt]), 2),
+    }
+
+
 def run(config, key, data, loop):
     """Train all models of every seed from the same weights on the same batches."""
-    shape = data["train"]["x"].shape[1:]
     adam = optax.adam(config.learning_rate)
 
     def start(key):
         key, of_params = jax.random.split(key)
-        params = init(config, of_params, int(np.prod(shape)))
-        return State(key, params, adam.init(params))
+        params = init(config, of_params, math.prod(data["train"]["x"].shape[1:]))
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(MODELS)), params)
+        return State(key, params, jax.vmap(adam.init)(params))
 
-    found, trained = [], []
-    for model in MODELS:
-
-        def step(state, data, model=model):
-            key, draw, noise = jax.random.split(state.key, 3)
-            rows = jax.random.randint(draw, (config.batch,), 0, len(data["train"]["x"]))
-            x = data["train"]["x"][rows]
-            grads = jax.grad(lambda params: objective(config, model, params, noise, x))(
-                state.params
+    def step(state, data):
+        key, draw, noise = jax.random.split(state.key, 3)
+        rows = jax.random.randint(draw, (config.batch,), 0, len(data["train"]["x"]))
+        x = data["train"]["x"][rows]
+        grads = [
+            jax.grad(lambda params, model=model: objective(config, model, params, noise, x))(
+                jax.tree.map(lambda leaf, at=at: leaf[at], state.params)
             )
-            return State(key, *optim.update(adam, grads, state.opt_state, state.params))
+            for at, model in enumerate(MODELS)
+        ]
+        grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grads)
+        update = jax.vmap(functools.partial(optim.update, adam))
+        return State(key, *update(grads, state.opt_state, state.params))
 
-        evaluate = lambda state, data: measure(config, state.params, data["test"]["x"])
-        state, history = loop(
-            step,
-            jax.jit(jax.vmap(start))(key),
-            config.steps,
-            every=config.steps // 5,
-            evaluate=evaluate,
-            data=data,
-            name=model,
-        )
-        found.append(history)
-        trained.append(state.params)
-    metrics = {name: jnp.stack([history[name] for history in found], axis=1) for name in found[0]}
-    plain = trained[: len(PLAIN)]
-    metrics |= jax.jit(jax.vmap(functools.partial(judge, config), in_axes=(None, 0)))(data, plain)
-    shown = data["test"]["x"][: config.shown]
-    rebuild = jax.jit(jax.vmap(lambda p: decode(p, encode(p, shown)[0], shape)))
-    rebuilt = [rebuild(params) for params in trained]
-    original = jnp.broadcast_to(shown[None], (len(key), *shown.shape))
-    # [S, 1 + models, shown, H, W, C]
-    metrics["images"] = jnp.round(jnp.stack([original, *rebuilt], axis=1), 2)
-    return metrics
+    def evaluate(state, data):
+        return jax.lax.map(lambda p: measure(config, p, data["test"]["x"]), state.params)
+
+    start = jax.jit(jax.vmap(start))(key)
+    every = config.steps // 5
+    state, history = loop(step, start, config.steps, every=every, evaluate=evaluate, data=data)
+    over_seeds = jax.vmap(functools.partial(summary, config), in_axes=(0, 0, None))
+    return jax.jit(over_seeds)(state, history, data)
 
 
 def last(metrics, name, model):

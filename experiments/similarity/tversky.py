@@ -13,18 +13,24 @@ Controls: a hidden layer of as many parameters as the Tversky head, and the libr
 weights, U[0, 1), with which an image has nearly every feature. Every head's learning rate is
 chosen on a validation split, and the test split is read once.
 
+Seen: on 16 random features of digits a Tversky head is right for .818 of the test images, a linear
+one for .776, the hidden layer for .822 and the Tversky head from U[0, 1) for .669; on 64 features
+.943, .948, .960 and .762. On Fashion-MNIST it does not beat the linear head (.573 against .589).
+So the gain over a linear layer is there where features are few and easy, a hidden layer has it
+too, and the initial weights matter more than the kind of head. Prototypes given as images do not
+look like digits: behind a random layer, other images have the same features.
+
 Exclusive or counts as learned where every corner's right output is the larger by 0.001. By the
 larger one alone, as first counted, a linear layer had one success in 192: its best outputs are
 equal, and rounding chose.
 
-    python -m experiments run similarity/tversky --preset quick --seeds 3      # 2 minutes
-    python -m experiments run similarity/tversky --data fashion_mnist          # 2 minutes
+    python -m experiments run similarity/tversky --preset quick --seeds 3      # 80 seconds
+    python -m experiments run similarity/tversky --data fashion_mnist          # 100 seconds
     python -m experiments run similarity/tversky --preset paper                # not run yet
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +49,7 @@ PAPERS = ("tversky-networks",)
 DATA = ("digits", "mnist", "fashion_mnist")
 VMAP_SEEDS = True
 HEADS = ("linear", "hidden layer", "Tversky", "Tversky, unit norm", "Tversky, U[0, 1)", "images")
+COUNTED = ("Tversky", "Tversky, U[0, 1)")  # whose features are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +185,7 @@ def heads(config, width, pixels):
 
 
 def train_head(config, key, data, loop, width, name):
-    """Train one head at every rate: accuracies ``[S, E, rates]`` and the final states."""
+    """Train one head at every rate; what is measured at the best one, by seed."""
     from flax import nnx
 
     pixels = data["train"]["x"].shape[1]
@@ -226,42 +233,47 @@ def train_head(config, key, data, loop, width, name):
     state, history = loop(
         step, start, config.steps, every=every, evaluate=evaluate, data=data, name=title
     )
-    # The first of the best on the validation split.
-    best = history["validation"][:, -1].argmax(-1)
-    pick = jax.vmap(lambda leaf, at: leaf[at])
-    module = nnx.merge(
-        graph, jax.tree.unflatten(structure, [pick(leaf, best) for leaf in state.params])
-    )
-    test = pick(history["test"][:, -1], best)
-    return {"test": test, "rate": rates[best]}, module, state.encoder
+
+    def summary(state, history, x):
+        # The first of the best on the validation split.
+        best = history["validation"][-1].argmax()
+        found = {"test": history["test"][-1, best], "rate": rates[best]}
+        params = [leaf[best] for leaf in state.params]
+        module = nnx.merge(graph, jax.tree.unflatten(structure, params))
+        if name == "images":
+            prototypes, bank = module.params().prototypes, module.params().bank
+            salience = similarity.salience(encode(state.encoder, prototypes), bank)
+            return found | {"prototypes": jnp.round(prototypes, 2), "salience": salience}
+        if name in COUNTED:
+            sets = similarity.feature_sets(encode(state.encoder, x), module.params().bank)
+            found["features"] = jnp.stack([sets.mean(), 1 - sets.any(0).mean()])
+        return found
+
+    return jax.jit(jax.vmap(summary, in_axes=(0, 0, None)))(state, history, data["test"]["x"])
 
 
 def run(config, key, data, loop):
     """Exclusive or, then every head at every width."""
     keys = jax.vmap(lambda k: jax.random.split(k, 2))(key)
     metrics = jax.jit(jax.vmap(functools.partial(exclusive_or, config)))(keys[:, 0])
-    metrics["xor_bank"] = jnp.tile(jnp.asarray(config.xor_banks)[None], (len(key), 1))
-    found, shares = [], []
-    for width, name in itertools.product(config.widths, HEADS):
-        measured, module, encoder = train_head(config, keys[:, 1], data, loop, width, name)
-        found.append(measured)
-        if name in ("Tversky", "Tversky, U[0, 1)"):
-            sets = jax.vmap(lambda e, b: similarity.feature_sets(encode(e, data["test"]["x"]), b))(
-                encoder, module.params().bank
-            )
-            shares.append(jnp.stack([sets.mean((1, 2)), 1 - sets.any(1).mean(1)], axis=1))
-        if name == "images":
-            params = module.params()
-            metrics["prototypes"] = jnp.round(params.prototypes, 2)
-            encoded = jax.vmap(encode)(encoder, params.prototypes)
-            metrics["salience"] = jax.vmap(similarity.salience)(encoded, params.bank)
-    shape = (len(key), len(config.widths), -1)
-    for measure in ("test", "rate"):
-        stacked = jnp.stack([measured[measure] for measured in found], axis=1)
-        metrics[measure] = stacked.reshape(shape)
+    found = [
+        {name: train_head(config, keys[:, 1], data, loop, width, name) for name in HEADS}
+        for width in config.widths
+    ]
+
+    def over_widths(measure, names):
+        """``[S, widths, names, ...]``."""
+        rows = [jnp.stack([heads[name][measure] for name in names], axis=1) for heads in found]
+        return jnp.stack(rows, axis=1)
+
     # [S, widths, (normal, uniform), (share of features an image has, share nobody has)]
-    metrics["features"] = jnp.stack(shares, axis=1).reshape((*shape[:2], 2, 2))
-    return metrics | {"width": jnp.tile(jnp.asarray(config.widths)[None], (len(key), 1))}
+    metrics["features"] = over_widths("features", COUNTED)
+    metrics |= {measure: over_widths(measure, HEADS) for measure in ("test", "rate")}
+    metrics |= {measure: found[-1]["images"][measure] for measure in ("prototypes", "salience")}
+    axes = {"xor_bank": config.xor_banks, "width": config.widths}
+    return metrics | {
+        name: jnp.tile(jnp.asarray(values)[None], (len(key), 1)) for name, values in axes.items()
+    }
 
 
 def gain(metrics, head, over, width=0):

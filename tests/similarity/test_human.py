@@ -42,6 +42,10 @@ def test_correlation_ignores_scale_and_diagonal(matrices):
     np.testing.assert_allclose(r(s, 3 * s + 100 * jnp.eye(12) - 2), 1, rtol=1e-5)
     np.testing.assert_allclose(r(s, 1 - s), -1, rtol=1e-5)
     assert np.isnan(r(s, jnp.ones((12, 12))))
+    np.testing.assert_allclose(
+        r(s, s.at[jnp.arange(12), jnp.arange(12)].set(jnp.nan)), 1, rtol=1e-5
+    )
+    assert np.isnan(r(s, s.at[0, 1].set(jnp.nan).at[1, 0].set(jnp.nan)))
     np.testing.assert_allclose(jax.vmap(r)(s[None], s[None]), [1], rtol=1e-5)
 
 
@@ -144,6 +148,13 @@ def test_reweighting_of_some_stimuli_is_that_of_a_smaller_matrix(matrices, key):
     z = jax.random.normal(key, (12, 4))
     some = similarity.fit_reweighting(z, judged, ridge=1.0, stimuli=jnp.arange(12) < 9)
     small = similarity.fit_reweighting(z[:9], judged[:9, :9], ridge=1.0)
+    missing = similarity.fit_reweighting(
+        z.at[9:].set(jnp.nan),
+        judged.at[9:].set(jnp.nan).at[:, 9:].set(jnp.nan),
+        ridge=1.0,
+        stimuli=jnp.arange(12) < 9,
+    )
+    jax.tree.map(np.testing.assert_array_equal, missing, some)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), some, small)
 
 

@@ -152,6 +152,13 @@ def test_features_in_groups_give_the_same(problem, monkeypatch):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), value_and_grad(a), whole)
 
 
+def test_nan_is_not_hidden(problem):
+    a, b, bank = problem
+    found = similarity.tversky_similarity(a.at[1, 2].set(jnp.nan), b, bank)
+    assert np.all(np.isnan(found[1]))
+    assert np.all(np.isfinite(found[jnp.array([0, 2, 3, 4])]))
+
+
 def test_sets_and_salience(problem):
     a, _, bank = problem
     products = np.asarray(a @ bank.T)

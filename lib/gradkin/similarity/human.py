@@ -71,7 +71,7 @@ def similarity_correlation(
     """Pearson's correlation of two similarity matrices over pairs (Marjieh et al. 2023).
 
     Args:
-      predicted: ``[n, n]``, symmetric; the diagonal is ignored.
+      predicted: ``[n, n]``, symmetric; the diagonal is ignored and may be NaN.
       judged: ``[n, n]``, symmetric, such as mean ratings.
       stimuli: ``[n]``, which stimuli count, a pair where both do; at least 3, all by default.
 
@@ -376,8 +376,8 @@ def fit_reweighting(
         )
     dot = lambda a, b: jnp.matmul(a, b, precision="highest")
     counted = pairs(stimuli, judged)
-    rows = jnp.ones_like(features[:, 0]) if stimuli is None else stimuli.astype(features.dtype)
-    z, s = features * rows[:, None], judged * counted
+    z = features if stimuli is None else jnp.where(stimuli[:, None], features, 0)
+    s = jnp.where(counted == 0, 0, judged)
     squares = jnp.square(z)
     number = jnp.sum(counted) / 2
     gram = (jnp.square(dot(z.T, z)) - dot(squares.T, squares)) / 2
@@ -524,6 +524,8 @@ def two_alternative_agreement(
 def correlation(x: Array, y: Array, weights: Array) -> Array:
     """Weighted Pearson correlation of two arrays; NaN where either is constant."""
     weights = weights / jnp.sum(weights)
+    # What does not count may be missing.
+    x, y = (jnp.where(weights == 0, 0, value) for value in (x, y))
     mean = lambda value: jnp.sum(weights * value)
     centered = [value - mean(value) for value in (x, y)]
     variances = [mean(jnp.square(value)) for value in centered]

@@ -340,7 +340,8 @@ def measures(bank: Array, threshold: Scalar, **objects: Array) -> Array:
         )
     checks.non_negative(threshold=threshold)
     products = x @ bank.T
-    return jnp.where(products > jnp.asarray(threshold).astype(products.dtype), products, 0)
+    # Not the other way round: NaN stays NaN.
+    return jnp.where(products <= jnp.asarray(threshold).astype(products.dtype), 0, products)
 
 
 def unit(x: Array) -> Array:
