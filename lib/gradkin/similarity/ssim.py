@@ -30,47 +30,46 @@ def ssim(
 ) -> Float[Array, "..."]:
     """Structural similarity of images (Wang et al. 2004, eq. 13).
 
-        .. math:: SSIM = \\frac{2 \\mu_x \\mu_y + C_1}{\\mu_x^2 + \\mu_y^2 + C_1} \\cdot
-            \\frac{2 \\sigma_{xy} + C_2}{\\sigma_x^2 + \\sigma_y^2 + C_2},
-            \\qquad C_i = (k_i\\, max\\_val)^2
+    .. math:: SSIM = \\frac{2 \\mu_x \\mu_y + C_1}{\\mu_x^2 + \\mu_y^2 + C_1} \\cdot
+        \\frac{2 \\sigma_{xy} + C_2}{\\sigma_x^2 + \\sigma_y^2 + C_2},
+        \\qquad C_i = (k_i\\, max\\_val)^2
 
-        of the moments in a Gaussian window around each position, averaged over the positions where the
-        window fits and over channels.
+    of the moments in a Gaussian window around each position, averaged over the positions where the
+    window fits and over channels.
 
-        Args:
-          x: ``[..., H, W, C]``, images of at least ``window`` pixels either way.
-          y: as ``x``, what it is compared with; the measure is symmetric.
-          max_val: > 0, the range of the pixels: 1 or 255.
-          window: >= 1, pixels of the window either way.
-          sigma: > 0, its standard deviation in pixels.
-          k1: > 0, keeps the comparison of dark means stable.
-          k2: > 0, keeps the comparison of flat windows stable.
-          return_map: whether to return the value at each position.
+    Args:
+      x: ``[..., H, W, C]``, images of at least ``window`` pixels either way.
+      y: as ``x``, what it is compared with; the measure is symmetric.
+      max_val: > 0, the range of the pixels: 1 or 255.
+      window: >= 1, pixels of the window either way.
+      sigma: > 0, its standard deviation in pixels.
+      k1: > 0, keeps the comparison of dark means stable.
+      k2: > 0, keeps the comparison of flat windows stable.
+      return_map: whether to return the value at each position.
 
-        Returns:
-          ``[...]``, in (-1, 1], 1 only where the images agree; or the map ``[..., H - window + 1,
-          W - window + 1, C]``.
+    Returns:
+      ``[...]``, in (-1, 1], 1 only where the images agree; or the map ``[..., H - window + 1,
+      W - window + 1, C]``.
 
-        Raises:
-          ValueError: images smaller than the window, shapes that differ, a constant not positive.
+    Raises:
+      ValueError: images smaller than the window, shapes that differ, a constant not positive.
 
-        Example:
-          >>> import jax
-    import jax.numpy as jnp
-          >>> from gradkin import similarity
-          >>> x = jnp.linspace(0.0, 1.0, 144).reshape(12, 12, 1)
-          >>> similarity.ssim(x, x).tolist(), round(float(similarity.ssim(x, 1 - x)), 2)
-          (1.0, -0.93)
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradkin import similarity
+      >>> x = jnp.linspace(0.0, 1.0, 144).reshape(12, 12, 1)
+      >>> similarity.ssim(x, x).tolist(), round(float(similarity.ssim(x, 1 - x)), 2)
+      (1.0, -0.93)
 
-        References:
-          Wang et al. (2004), "Image Quality Assessment: From Error Visibility to Structural
-          Similarity", IEEE Transactions on Image Processing 13. :cite:`wang:04`
+    References:
+      Wang et al. (2004), "Image Quality Assessment: From Error Visibility to Structural
+      Similarity", IEEE Transactions on Image Processing 13. :cite:`wang:04`
 
-        Note:
-          ``dm_pix.ssim`` has the same value. Its gradient lacks the covariance's part in windows where
-          the covariance is exactly zero, as in those where one image is black. Here nothing is clipped,
-          and images are centered before they are squared, which keeps digits that
-          ``E[x^2] - E[x]^2`` loses in float32.
+    Note:
+      ``dm_pix.ssim`` has the same value. Its gradient lacks the covariance's part in windows where
+      the covariance is exactly zero, as in those where one image is black. Here nothing is clipped,
+      and images are centered before they are squared, which keeps digits that
+      ``E[x^2] - E[x]^2`` loses in float32.
     """
     luminance, structure = components(
         x, y, max_val=max_val, window=window, sigma=sigma, k1=k1, k2=k2, num_scales=1
@@ -92,49 +91,48 @@ def ms_ssim(
 ) -> Float[Array, "*batch"]:
     """Structural similarity of images at several scales (Wang et al. 2003, eq. 7).
 
-        .. math:: MS\\text{-}SSIM = \\overline{SSIM}_M^{\\,w_M} \\prod_{j<M} \\overline{cs}_j^{\\,w_j}
+    .. math:: MS\\text{-}SSIM = \\overline{SSIM}_M^{\\,w_M} \\prod_{j<M} \\overline{cs}_j^{\\,w_j}
 
-        where cs is the second factor of `ssim`, a bar is the mean over positions, and each scale
-        averages 2 x 2 pixels of the one before. Channels are compared separately and averaged.
+    where cs is the second factor of `ssim`, a bar is the mean over positions, and each scale
+    averages 2 x 2 pixels of the one before. Channels are compared separately and averaged.
 
-        Args:
-          x: ``[..., H, W, C]``, images of at least ``window 2^(M - 1)`` pixels either way: 176 for
-            the defaults.
-          y: as ``x``.
-          weights: ``M`` positive exponents, finest scale first; see `first_scales` for small images.
-          max_val: > 0, the range of the pixels: 1 or 255.
-          window: >= 1, pixels of the Gaussian window either way.
-          sigma: > 0, its standard deviation in pixels.
-          k1: > 0, as in `ssim`.
-          k2: > 0, as in `ssim`.
+    Args:
+      x: ``[..., H, W, C]``, images of at least ``window 2^(M - 1)`` pixels either way: 176 for
+        the defaults.
+      y: as ``x``.
+      weights: ``M`` positive exponents, finest scale first; see `first_scales` for small images.
+      max_val: > 0, the range of the pixels: 1 or 255.
+      window: >= 1, pixels of the Gaussian window either way.
+      sigma: > 0, its standard deviation in pixels.
+      k1: > 0, as in `ssim`.
+      k2: > 0, as in `ssim`.
 
-        Returns:
-          ``[...]``, in [0, 1]. Where a scale's mean is negative, the value is 0 and so is the
-          derivative of that channel: an image that looks like a negative of the other is not learned
-          from. The loss is ``1 - ms_ssim(x, y)``.
+    Returns:
+      ``[...]``, in [0, 1]. Where a scale's mean is negative, the value is 0 and so is the
+      derivative of that channel: an image that looks like a negative of the other is not learned
+      from. The loss is ``1 - ms_ssim(x, y)``.
 
-        Raises:
-          ValueError: images too small for so many scales, shapes that differ, a constant or a weight
-            that is not positive.
+    Raises:
+      ValueError: images too small for so many scales, shapes that differ, a constant or a weight
+        that is not positive.
 
-        Example:
-          >>> import jax
-    import jax.numpy as jnp
-          >>> from gradkin import similarity
-          >>> x = jnp.tile(jnp.eye(16)[:, :, None], (3, 1, 1, 1))
-          >>> options = dict(weights=similarity.first_scales(2), window=5)
-          >>> similarity.ms_ssim(x, x, **options).round(4).tolist()
-          [1.0, 1.0, 1.0]
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradkin import similarity
+      >>> x = jnp.tile(jnp.eye(16)[:, :, None], (3, 1, 1, 1))
+      >>> options = dict(weights=similarity.first_scales(2), window=5)
+      >>> similarity.ms_ssim(x, x, **options).round(4).tolist()
+      [1.0, 1.0, 1.0]
 
-        References:
-          Wang, Simoncelli & Bovik (2003), "Multiscale Structural Similarity for Image Quality
-          Assessment", Asilomar Conference. :cite:`wang:03`
-          Ridgeway et al. (2015), "Learning to Generate Images with Perceptual Similarity Metrics",
-          arXiv:1511.06409. :cite:`ms-ssim-autoencoders`
+    References:
+      Wang, Simoncelli & Bovik (2003), "Multiscale Structural Similarity for Image Quality
+      Assessment", Asilomar Conference. :cite:`wang:03`
+      Ridgeway et al. (2015), "Learning to Generate Images with Perceptual Similarity Metrics",
+      arXiv:1511.06409. :cite:`ms-ssim-autoencoders`
 
-        Note:
-          As in the reference code of 2003, the last factor is the mean of the product of both
-          comparisons, not the product of their means; an odd last row or column is repeated.
+    Note:
+      As in the reference code of 2003, the last factor is the mean of the product of both
+      comparisons, not the product of their means; an odd last row or column is repeated.
     """
     if len(weights) == 0:
         raise ValueError("Expected weights for at least one scale, got none.")
@@ -190,28 +188,27 @@ def local_contrast(
 ) -> Float[Array, "*batch"]:
     """Mean standard deviation in a Gaussian window: blur lowers it (Wang et al. 2004, eq. 15).
 
-        Args:
-          x: ``[..., H, W, C]``, images of at least ``window`` pixels either way.
-          window: >= 1, pixels of the window either way.
-          sigma: > 0, its standard deviation in pixels.
+    Args:
+      x: ``[..., H, W, C]``, images of at least ``window`` pixels either way.
+      window: >= 1, pixels of the window either way.
+      sigma: > 0, its standard deviation in pixels.
 
-        Returns:
-          ``[...]``, in the units of the pixels, >= 0; its derivative is 0 in flat windows.
+    Returns:
+      ``[...]``, in the units of the pixels, >= 0; its derivative is 0 in flat windows.
 
-        Raises:
-          ValueError: images smaller than the window, an option that is not positive.
+    Raises:
+      ValueError: images smaller than the window, an option that is not positive.
 
-        Example:
-          >>> import jax
-    import jax.numpy as jnp
-          >>> from gradkin import similarity
-          >>> x = jnp.eye(16)[:, :, None]
-          >>> blurred = (x + jnp.roll(x, 1, axis=0)) / 2
-          >>> bool(similarity.local_contrast(blurred) < similarity.local_contrast(x))
-          True
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from gradkin import similarity
+      >>> x = jnp.eye(16)[:, :, None]
+      >>> blurred = (x + jnp.roll(x, 1, axis=0)) / 2
+      >>> bool(similarity.local_contrast(blurred) < similarity.local_contrast(x))
+      True
 
-        References:
-          Wang et al. (2004). :cite:`wang:04`
+    References:
+      Wang et al. (2004). :cite:`wang:04`
     """
     check_images(x, x, window=window, sigma=sigma, num_scales=1)
     x = x - center(x)
