@@ -76,12 +76,13 @@ PRESETS = {
         bias_draws=4,
     ),
     "quick": Config(),
-    # The authors search k in 10, ..., 500, 1 to 50 of 512 lists, samples likewise.
+    # The authors search k in 10, ..., 500, 1 to 50 of 512 lists, and more sizes of samples.
     "paper": Config(
         data="mnist",
         points=59_000,
         lists=512,
-        settings=tuple((k, probes) for k in (10, 50, 100, 200) for probes in (1, 5, 10, 50)),
+        settings=((10, 1), (50, 5), (100, 10), (200, 50)),
+        sizes=tuple(4**i for i in range(2, 8)),
     ),
 }
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import gradkin
 from gradkin import kernels
 
-RUNS = 400
+RUNS = 200
 
 
 @pytest.fixture

@@ -125,6 +125,9 @@ def neighbor_density(
     Returns:
       A `DensityEstimate`; exact, with no error, where the neighbours are all points. Where fewer
       than two sampled points are not neighbours, the rest is not known: NaN, infinite error.
+      Intervals cover as promised where the sample holds at least about ten of the points that make
+      up the rest. With fewer they are too short, at a sparse query by far: a sample that misses all
+      of these points does not know what it misses.
 
     Raises:
       ValueError: a number out of range, indices of another shape, repeated or out of range.
