@@ -260,7 +260,10 @@ def plot(metrics):
         mean = 100 * metrics["made, nearest means"][:, row].mean()
         colour = figures.COLOURS[row]
         left.axhline(mean, linestyle=":", color=colour, label=f"nearest means, {size}")
-    left.set(xscale="log", title="made classes", xlabel="features", ylabel="accuracy (%)")
+    left.set_xscale("log")
+    left.set_xticks(features, [f"{m:g}" for m in features])
+    left.minorticks_off()
+    left.set(title="made classes", xlabel="features", ylabel="accuracy (%)")
     left.set_ylim(0, 104)
     left.legend(loc="lower left")
     budgets = np.array(config.budgets[: metrics["real, means"].shape[1]], float)
@@ -270,7 +273,10 @@ def plot(metrics):
         ("DP-SGD", "DP-SGD"),
     ):
         figures.band(right, budgets, 100 * metrics[f"real, {name}"], label=label, marker="o")
-    right.set(xscale="log", title="real classes", xlabel="epsilon", ylabel="test accuracy (%)")
+    right.set_xscale("log")
+    right.set_xticks(budgets, [f"{epsilon:g}" for epsilon in budgets])
+    right.minorticks_off()
+    right.set(title="real classes", xlabel="epsilon", ylabel="test accuracy (%)")
     right.set_ylim(0, 104)
     right.legend(loc="lower right")
     return figure

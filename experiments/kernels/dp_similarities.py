@@ -15,6 +15,11 @@ kernels/dp_classification.
 Distances: uniform points on a line. Kernels: a mixture of ten Gaussians in 512 dimensions, squared
 distances .5 within and 2.5 between (the paper: embeddings of CIFAR-10). Errors are averages over
 queries and over `repeats` draws of the noise. Wall times are of 20 times as many queries, compiled.
+
+Seen: with 200 features the 64 coordinates are what limits the error, half as much again as without
+a projection; they would have to grow with the features. "paired" (cosine and sine of each
+frequency) and "proportional" (a term has features by its weight, not an equal share of the budget)
+are this library's own.
 """
 
 import dataclasses
@@ -158,7 +163,8 @@ def kernel_sums(config: Config, key) -> dict[str, Any]:
         found[f"{name}, error"] = error(kernels.private_kernel_sums, gaussian, exact, **options)
         release = kernels.private_kernel_sums(time_key, gaussian, x, budget=budget, **options)
         found[f"{name}, seconds"] = seconds(query, release, jnp.tile(y, (20, 1)))
-    exact = gradkin.kernel_matrix(reciprocal_distance, y, x).mean(axis=1)
+    lengths = kernels.Euclidean().tile(y, x)
+    exact = jnp.mean(1 / (1 + lengths), axis=1)
     for allocation in ALLOCATIONS:
         found[f"smooth, {allocation}, error"] = error(
             kernels.private_smooth_kernel_sums,
@@ -168,16 +174,12 @@ def kernel_sums(config: Config, key) -> dict[str, Any]:
             size=5 * config.features,
             allocation=allocation,
         )
-    exact = gradkin.kernel_matrix(kernels.Euclidean(), y, x).sum(axis=1)
+    exact = jnp.sum(lengths, axis=1)
     embedded = functools.partial(embedded_sums, size=config.projection_size, budget=budget)
     embedded = jax.jit(embedded)
     sums = over_noise(noise_key, config.repeats, embedded, x, y)
     found["l2, error"] = jnp.mean(jnp.abs(sums - exact[None]) / exact[None])
     return found
-
-
-def reciprocal_distance(x, y):
-    return 1 / (1 + kernels.Euclidean()(x, y))
 
 
 def embedded_sums(key, x, y, *, size, budget):
@@ -279,7 +281,7 @@ CLAIMS = (
         holds=lambda ratio: ratio <= 1.1,
         rule="mean",
         threshold="<= 1.1",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
     Claim(
         text="And queries are faster than with the earlier mechanism.",
