@@ -108,8 +108,8 @@ def cosine_features(
       >>> import jax, jax.numpy as jnp
       >>> from gradkin import kernels
       >>> u = kernels.cosine_features(jax.random.key(0), jnp.array([0.0, 1.0]), size=100_000)
-      >>> float(jnp.mean(u[0] * u[1]).round(2)), float(jnp.exp(-0.5).round(2))
-      (0.61, 0.61)
+      >>> bool(jnp.abs(jnp.mean(u[0] * u[1]) - jnp.exp(-0.5)) < 0.02)
+      True
 
     References:
       Rahimi & Recht (2007), "Random Features for Large-Scale Kernel Machines", NeurIPS.
@@ -227,7 +227,7 @@ def decorrelating_weights(
       >>> one = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
       >>> two = jnp.array([1.0, 1.0, -1.0, -1.0, -1.0, 1.0])
       >>> found = kernels.decorrelating_weights(jnp.stack([one, two])[:, :, None])
-      >>> found.weights.round(1).tolist()
+      >>> [round(float(w), 1) for w in found.weights]
       [0.8, 0.8, 1.5, 0.8, 0.8, 1.5]
 
     References:

@@ -69,7 +69,7 @@ def squared_distance_covariance(
       >>> from gradkin import kernels
       >>> x = jnp.array([0.0, 1.0, 2.0, 4.0])
       >>> round(float(kernels.squared_distance_covariance(x, x)), 4)
-      0.9531
+      1.3906
 
     References:
       Szekely, Rizzo & Bakirov (2007), "Measuring and Testing Dependence by Correlation of
