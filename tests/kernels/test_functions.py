@@ -106,7 +106,7 @@ def test_zero_vectors():
     assert float(kernels.Cosine()(y[0], 3 * y[0])) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "laplacian", "exponential", "cosine", "tversky"])
+@pytest.mark.parametrize("name", ["laplacian", "exponential", "tversky"])
 def test_gradients(name):
     with jax.enable_x64(True):
         kernel = jax.tree.map(jnp.asarray, CASES[name][0])

@@ -24,13 +24,11 @@ def read(K, S, L):
         "right": K @ V,
         "left": U @ K,
         "sum": K.sum(),
-        "columns": K.sum(0),
         "rows": K.sum(1),
         "log columns": K.logsumexp(0),
         "log rows": K.logsumexp(1),
-        "max": (K.max(0), K.max(1)),
+        "max": K.max(0),
         "top": tuple(best[MASKS[0]] for best in K.top_k(3)),
-        "turned top": K.T.top_k(5)[0],
         "entries": K.materialize(),
         "inner": S.inner(L),
         "centered": S.centered_sums(L),
@@ -64,8 +62,8 @@ def test_equals_one_device(mesh, ring):
 @OPTIONS
 def test_gradients_equal_those_of_one_device(mesh, ring):
     def loss(x, y, w, **options):
-        K, S, _ = build(x, y, w, **options)
-        return jnp.sum(jnp.sin(K @ V)) + jnp.sum(K.logsumexp(0)) + S.sum()
+        K, _, _ = build(x, y, w, **options)
+        return jnp.sum(jnp.sin(K @ V)) + jnp.sum(K.logsumexp(0))
 
     spread = jax.jit(jax.grad(lambda *a: loss(*a, mesh=mesh, ring=ring), argnums=(0, 1, 2)))
     one = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(X, Y, W)

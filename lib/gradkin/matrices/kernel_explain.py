@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradkin.matrices import kernel_tiles
+from gradkin.matrices import kernel_halves, kernel_tiles
 
 
 class KernelExplanation(NamedTuple):
@@ -78,5 +78,6 @@ def explain(K: Any) -> KernelExplanation:
         matrix_bytes=n * m * itemsize,
         multiply_adds=n * m * point_size,
         devices=devices,
-        reason="the kernel fills tiles" if tile else "a plain function, mapped over all pairs",
+        reason=("the kernel fills tiles" if tile else "a plain function, mapped over all pairs")
+        + (", each pair once in sums and products" if kernel_halves.applies((K,)) else ""),
     )
