@@ -3,7 +3,7 @@
 ``features``: the score of the cosine kernel of 2000 points with 64 features. Ratios are to the
 package's ``score_X``, which writes the kernel matrix out; its ``score_dual`` is the best it has.
 ``a million``: 10^6 points, where only the second moment is left; in blocks, and from batches that
-are made, used and thrown away, as a stream that fits no memory would be. ``RBF``: 4000 points, all
+are made, used and thrown away, as a stream that fits no memory would be. ``RBF``: 2000 points, all
 eigenvalues against estimates that say how far off they may be.
 
     python -m experiments.benchmarks.vendi            # three cases, 3 minutes; peers: make peers

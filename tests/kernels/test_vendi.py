@@ -274,9 +274,43 @@ def test_kernel_matrix_of_order_two_streams(key):
     x = jax.random.normal(key, (40, 3))
     K = gradkin.kernel_matrix(kernels.Gaussian(1.0), x)
     dense = K.materialize()
-    np.testing.assert_allclose(kernels.vendi_score(K, order=2), reference(dense, 2), rtol=1e-5)
-    np.testing.assert_allclose(kernels.vendi_score(dense, order=2), reference(dense, 2), rtol=1e-5)
+    p = np.linspace(1, 2, 40) / np.linspace(1, 2, 40).sum()
+    for matrix in (K, dense):
+        for weights in (None, p):
+            found = kernels.vendi_score(matrix, order=2, weights=weights)
+            np.testing.assert_allclose(found, reference(dense, 2, weights), rtol=1e-5)
     np.testing.assert_allclose(kernels.vendi_score(K), reference(dense), rtol=1e-5)
+    plain = gradkin.kernel_matrix(kernels.Linear(), x)
+    for order in (1, 2):
+        np.testing.assert_allclose(
+            kernels.vendi_score(plain, order=order, normalize=True),
+            kernels.vendi_score_features(x, order=order),
+            rtol=1e-4,
+        )
+
+
+def test_masked_points_do_not_count(key):
+    x = jax.random.normal(key, (20, 3))
+    mask = jnp.arange(20) % 3 > 0
+    for normalize in (False, True):
+        for order in (1, 2):
+            found, expected = (
+                kernels.vendi_score(matrix, order=order, normalize=normalize)
+                for matrix in (
+                    gradkin.kernel_matrix(kernels.Gaussian(1.0), x, mask=mask),
+                    gradkin.kernel_matrix(kernels.Gaussian(1.0), x[mask]),
+                )
+            )
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_refuses_matrices_of_two_sets_or_with_weights():
+    x, kernel = jnp.ones((4, 2)), kernels.Gaussian(1.0)
+    for K in (gradkin.kernel_matrix(kernel, x, x), gradkin.kernel_matrix(kernel, x).off_diagonal()):
+        with pytest.raises(ValueError, match="points with themselves"):
+            kernels.vendi_score(K)
+    with pytest.raises(ValueError, match="weights= here"):
+        kernels.vendi_score(gradkin.kernel_matrix(kernel, x, weights=jnp.ones(4)))
 
 
 def test_low_rank_matrices(key):
@@ -376,7 +410,7 @@ def test_sharded_rows_stay(mesh, key):
         (np.array([[1, np.nan], [np.nan, 1]]), {}, "finite"),
         (np.array([[1, 0.2], [0.7, 1]]), {}, "symmetric"),
         (2 * np.eye(3), {}, "ones on the diagonal"),
-        (np.diag([1.0, 0.0]), {"normalize": True}, "diagonal > 0"),
+        (np.diag([1.0, 0.0]), {"normalize": True}, "diagonal of K > 0"),
         (np.eye(3) - 3 * (1 - np.eye(3)), {}, "semidefinite"),
         (np.eye(3), {"order": -1.0}, "order >= 0"),
         (np.eye(3), {"order": math.nan}, "order >= 0"),

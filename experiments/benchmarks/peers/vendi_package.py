@@ -10,7 +10,7 @@ from typing import Any
 from experiments.benchmarks.worker import serve
 
 # Points and features.
-CASES = {"features": (2000, 64), "a million": (1_000_000, 64), "RBF": (4000, 4)}
+CASES = {"features": (2000, 64), "a million": (1_000_000, 64), "RBF": (2000, 4)}
 
 
 def points(name: str, tiny: bool) -> Any:

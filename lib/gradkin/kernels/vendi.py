@@ -1,5 +1,6 @@
 """Vendi scores: how many different points there are in effect, told by their similarities."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -35,10 +36,10 @@ def vendi_score(
 
     Args:
       K: ``[n, n]`` similarities, symmetric and positive semidefinite with ones on the diagonal: an
-        array or a `gradkin.kernel_matrix`. Of a kernel matrix, order 2 without weights streams
-        tiles; every other score writes the matrix out and takes O(n^3). Of one of `nystrom` or
-        `random_features` with rank ``r``, all take O(n r^2); its diagonal, which is 1 only
-        nearly, is not looked at.
+        array or a `gradkin.kernel_matrix`. Of a kernel matrix, order 2 streams tiles; every other
+        order writes the matrix out and takes O(n^3). Of one of `nystrom` or `random_features`
+        with rank ``r``, all take O(n r^2), and the diagonal, only nearly 1, is not looked at.
+        Points that a matrix masks do not count.
       order: ``q >= 0``: 0 counts the rank, 1 is the paper's score, 2 needs no eigenvalues,
         ``jnp.inf`` looks at the largest one. Small orders mind rare points. May be traced; it is
         not differentiated.
@@ -80,19 +81,19 @@ def vendi_score(
       eigenvalue is taken to be that bound.
     """
     checks.non_negative(order=order)
-    shape = square(K)
+    n = square(K)
     lazy = isinstance(K, LAZY)
-    symmetric = lazy and K.weights is None and K.row_weights is None and K.keep_diagonal
-    if symmetric and isinstance(K, LowRankMatrix) and K.right is None:
-        p = probabilities(weights, shape[0], wide(K.left).dtype)
-        return score_of(weighted_moment(wide(K.left), p, normalize), order, name="K")
-    plain = weights is None and not normalize
-    if symmetric and plain and is_two(order) and isinstance(K, KernelMatrix) and K.y is None:
-        return K.trace() ** 2 / K.frobenius_norm() ** 2
+    p = probabilities(weights, n, np.promote_types(K.dtype, np.float32) if lazy else wide(K).dtype)
+    if lazy and weights is None and K.row_mask is not None:
+        p = jnp.where(K.row_mask, p, jnp.zeros_like(p))
+    if isinstance(K, LowRankMatrix):
+        return score_of(moment_of(K, p, normalize), order, name="K")
+    if isinstance(K, KernelMatrix) and is_two(order):
+        rho = density_matrix(K, p, normalize)
+        return rho.trace() ** 2 / rho.frobenius_norm() ** 2
     matrix = wide(K.materialize() if lazy else K)
-    p = probabilities(weights, shape[0], matrix.dtype)
-    check_similarities(matrix, normalize)
-    return score_of(weighted(matrix, p, normalize), order, name="K")
+    check_similarities(matrix, p, normalize)
+    return score_of(density_matrix(matrix, p, normalize), order, name="K")
 
 
 def internal_diversity(
@@ -127,11 +128,11 @@ def internal_diversity(
       Friedman & Dieng (2023), arXiv:2210.02410. :cite:`vendi-score`
     """
     checks.positive(power=power)
-    shape, lazy = square(K), isinstance(K, LAZY)
+    n, lazy = square(K), isinstance(K, LAZY)
     matrix = K if lazy and power == 1 else wide(K.materialize() if lazy else K)
     if power != 1:
         matrix = matrix**power
-    p = probabilities(weights, shape[0], np.promote_types(matrix.dtype, np.float32))
+    p = probabilities(weights, n, np.promote_types(matrix.dtype, np.float32))
     return 1 - jnp.sum(p * (matrix @ p))
 
 
@@ -171,12 +172,19 @@ def renyi_entropy(p: ArrayLike, *, order: Scalar = 1.0) -> Float[Array, ""]:
     return entropy(p / total, order)
 
 
-def square(K: Any) -> tuple[int, ...]:
-    """The shape, or raise where it is not that of a square matrix."""
-    shape = K.shape if isinstance(K, LAZY) else np.shape(K)
+def square(K: Any) -> int:
+    """The number of points; raise where the matrix is not one of points with themselves."""
+    lazy = isinstance(K, LAZY)
+    shape = K.shape if lazy else np.shape(K)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
         raise ValueError(f"Expected K to be a square matrix, not empty, got K.shape={shape}.")
-    return shape
+    if lazy:
+        other = K.right if isinstance(K, LowRankMatrix) else K.y
+        if other is not None or not K.keep_diagonal:
+            raise ValueError("Expected K to compare points with themselves, with its diagonal.")
+        if K.weights is not None or K.row_weights is not None:
+            raise ValueError("Expected K without weights of its own; pass weights= here.")
+    return shape[0]
 
 
 def wide(x: Any) -> Array:
@@ -201,21 +209,22 @@ def probabilities(weights: Any, n: int, dtype: np.dtype) -> Array:
 
 
 @jax.jit
-def facts(matrix: Array) -> tuple[Array, Array, Array]:
-    """Whether finite; the largest asymmetry; how far the diagonal is from 1."""
-    diagonal = jnp.diagonal(matrix)
+def facts(matrix: Array, p: Array) -> tuple[Array, Array, Array, Array]:
+    """Whether finite; the largest asymmetry; the least diagonal entry; how far one is from 1."""
+    diagonal = jnp.where(p > 0, jnp.diagonal(matrix), jnp.ones_like(p))
     return (
         jnp.all(jnp.isfinite(matrix)),
         jnp.max(jnp.abs(matrix - matrix.T)) / jnp.max(jnp.abs(matrix)),
+        jnp.min(diagonal),
         jnp.max(jnp.abs(diagonal - 1)),
     )
 
 
-def check_similarities(matrix: Array, normalize: bool) -> None:
+def check_similarities(matrix: Array, p: Array, normalize: bool) -> None:
     """Raise ValueError where a concrete matrix is not one of similarities."""
-    if not checks.is_concrete(matrix):
+    if not checks.is_concrete(matrix) or not checks.is_concrete(p):
         return
-    finite, asymmetry, off_one = facts(matrix)
+    finite, asymmetry, least, off_one = facts(matrix, p)
     if not finite:
         raise ValueError("Expected K to be finite, got NaN or infinity.")
     if asymmetry > 1e-4:
@@ -223,9 +232,9 @@ def check_similarities(matrix: Array, normalize: bool) -> None:
             f"Expected K to be symmetric, got entries that differ by {float(asymmetry):.2g} of "
             "the largest."
         )
-    if normalize:
-        checks.positive(diagonal=jnp.diagonal(matrix))
-    elif off_one > 1e-3:
+    if normalize and least <= 0:
+        raise ValueError(f"Expected the diagonal of K > 0, got {float(least):.3g}.")
+    if not normalize and off_one > 1e-3:
         raise ValueError(
             f"Expected K to have ones on the diagonal, got an entry {float(off_one):.3g} away; "
             "normalize=True divides by it."
@@ -233,21 +242,23 @@ def check_similarities(matrix: Array, normalize: bool) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def weighted(matrix: Array, p: Array, normalize: bool) -> Array:
-    """``sqrt(p_i) K_ij sqrt(p_j)``, of the normalized matrix if asked for."""
-    scale = jnp.sqrt(p)
+def density_matrix(K: Any, p: Array, normalize: bool) -> Any:
+    """``sqrt(p_i) K_ij sqrt(p_j)``, of the normalized matrix if asked for; lazy as ``K`` is."""
+    lazy = isinstance(K, LAZY)
+    present = p > 0
+    scale = jnp.where(present, jnp.sqrt(jnp.where(present, p, jnp.ones_like(p))), 0.0)
     if normalize:
-        scale = scale / jnp.sqrt(jnp.diagonal(matrix))
-    return matrix * scale[:, None] * scale[None, :]
+        diagonal = K.diagonal() if lazy else jnp.diagonal(K)
+        scale = scale / jnp.sqrt(jnp.where(present, diagonal, jnp.ones_like(diagonal)))
+    if lazy:
+        return dataclasses.replace(K, weights=scale, row_weights=scale)
+    return K * scale[:, None] * scale[None, :]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def weighted_moment(features: Array, p: Array, normalize: bool) -> Array:
-    """``sum_i p_i f_i f_i^T``, of unit features if asked for: the spectrum of ``F F^T``."""
-    scale = jnp.sqrt(p)
-    if normalize:
-        scale = scale / jnp.linalg.norm(features, axis=1)
-    rows = features * scale[:, None]
+def moment_of(K: LowRankMatrix, p: Array, normalize: bool) -> Array:
+    """``sum_i p_i f_i f_i^T`` of features ``f``: the spectrum of ``F F^T``, weighted."""
+    rho = density_matrix(K, p, normalize)
+    rows = wide(rho.left) * rho.row_weights[:, None]
     return jnp.matmul(rows.T, rows, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -11,7 +11,15 @@ import numpy as np
 from matfree import decomp
 
 from gradkin import checks
-from gradkin.kernels.vendi import LAZY, entropy, probabilities, rounding, square, wide
+from gradkin.kernels.vendi import (
+    LAZY,
+    density_matrix,
+    entropy,
+    probabilities,
+    rounding,
+    square,
+    wide,
+)
 from gradkin.kernels.vendi_features import num_steps, outer, streamed_moment
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
@@ -229,7 +237,7 @@ def vendi_score_slq(
     checks.positive(order=order)
     if checks.is_concrete(order) and np.isinf(order):
         raise ValueError("Expected a finite order, got order=inf; vendi_score has it.")
-    n = square(K)[0]
+    n = square(K)
     if not 2 <= num_matvecs <= n:
         raise ValueError(f"Expected num_matvecs in [2, {n}], got num_matvecs={num_matvecs}.")
     if num_probes < 2:
@@ -237,20 +245,22 @@ def vendi_score_slq(
     if not isinstance(K, LAZY):
         K = wide(K)
     p = probabilities(weights, n, np.promote_types(K.dtype, np.float32))
-    return slq_score(key, K, p, order, num_probes, num_matvecs)
+    rho = density_matrix(K, p, False)
+    return slq_score(key, rho, order, num_probes, num_matvecs)
 
 
 @functools.partial(jax.jit, static_argnames=("num_probes", "num_matvecs"))
 def slq_score(
-    key: PRNGKey, K: Any, p: Array, order: Scalar, num_probes: int, num_matvecs: int
+    key: PRNGKey, rho: Any, order: Scalar, num_probes: int, num_matvecs: int
 ) -> VendiEstimate:
-    order = jnp.asarray(order, p.dtype)
-    n, root = len(p), jnp.sqrt(p)
+    n, dtype = rho.shape[0], np.promote_types(rho.dtype, np.float32)
+    order = jnp.asarray(order, dtype)
     probe_key, other_key = jax.random.split(key)
-    other = 4 * float(jnp.finfo(p.dtype).eps) * jax.random.normal(other_key, (n,), p.dtype)
+    eps = float(jnp.finfo(dtype).eps)
+    other = 4 * eps * jax.random.normal(other_key, (n,), dtype)
 
     def product(v: Array) -> Array:
-        u = root * (K @ (root * v))
+        u = rho @ v
         # Where Krylov's space is used up Lanczos would divide by zero; a matrix changed as much as
         # rounding changes it has a space that never is.
         return u + (jnp.linalg.norm(u) + 1 / n) * other * v
@@ -260,23 +270,41 @@ def slq_score(
     def quadrature(v: Array) -> tuple[Array, Array]:
         """Nodes and weights: ``v^T f(rho) v = sum_k weights_k f(nodes_k)``."""
         nodes, vectors = jnp.linalg.eigh(lanczos(product, v / math.sqrt(n)).J_small)
-        positive = nodes > rounding(p) * jnp.max(nodes)
+        positive = nodes > 2 * math.sqrt(n) * eps * jnp.max(nodes)
         return jnp.where(positive, nodes, jnp.ones_like(nodes)), jnp.where(
             positive, n * vectors[0] ** 2, jnp.zeros_like(nodes)
         )
 
-    nodes, mass = jax.vmap(quadrature)(jax.random.rademacher(probe_key, (num_probes, n), p.dtype))
+    nodes, mass = jax.vmap(quadrature)(jax.random.rademacher(probe_key, (num_probes, n), dtype))
     shannon = jnp.abs(order - 1) < 1e-3
     values = jnp.where(shannon, -nodes * jnp.log(nodes), nodes**order)
-    # tr(rho) = 1 is known, so any multiple of v^T rho v - 1 may be added; this one leaves the least
-    # to chance, the least squared fit of f to a line through 0 on the spectrum.
-    slope = jnp.sum(mass * values * nodes) / jnp.sum(mass * nodes**2)
-    samples = jnp.sum(mass * (values - slope * nodes), axis=1) + slope
+    # The traces of rho and of its square are known, so what the probes say of them may be
+    # corrected: only what f leaves of its least squared fit a l + b l^2 is left to chance.
+    if isinstance(rho, LAZY):
+        traces = rho.trace(), rho.frobenius_norm() ** 2
+    else:
+        traces = jnp.trace(rho), jnp.sum(rho**2)
+    linear, quadratic = fit(nodes, mass, values)
+    left = values - linear * nodes - quadratic * nodes**2
+    samples = jnp.sum(mass * left, axis=1) + linear * traces[0] + quadratic * traces[1]
     trace, error = jnp.mean(samples), jnp.std(samples, ddof=1) / math.sqrt(num_probes)
     t = jnp.where(shannon, jnp.ones_like(order), 1 - order)
     score = jnp.where(shannon, jnp.exp(trace), trace ** (1 / t))
     relative = jnp.where(shannon, error, error / (jnp.abs(t) * trace))
     return VendiEstimate(score, score * relative)
+
+
+def fit(x: Array, mass: Array, y: Array) -> tuple[Array, Array]:
+    """Coefficients of ``a x + b x^2`` nearest to ``y`` in mean square; b = 0 where all x agree."""
+    scale = jnp.max(jnp.where(mass > 0, x, jnp.zeros_like(x)))
+    u = x / scale
+    m2, m3, m4, r1, r2 = (jnp.sum(mass * v) for v in (u**2, u**3, u**4, y * u, y * u**2))
+    determinant = m2 * m4 - m3**2
+    both = determinant > 1e-4 * m2 * m4
+    safe = jnp.where(both, determinant, jnp.ones_like(determinant))
+    a = jnp.where(both, (r1 * m4 - r2 * m3) / safe, r1 / m2)
+    b = jnp.where(both, (r2 * m2 - r1 * m3) / safe, jnp.zeros_like(r2))
+    return a / scale, b / scale**2
 
 
 def subsampled_score(
