@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def over_noise(key, repeats, answer, *arrays):
@@ -15,7 +16,7 @@ def over_noise(key, repeats, answer, *arrays):
 
 def seconds(function, *arguments):
     """Least wall time of a compiled call, over half a second or 50 calls; NaN while tracing."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
         return jnp.float32(math.nan)
     jax.block_until_ready(function(*arguments))
     times = []

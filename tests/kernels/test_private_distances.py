@@ -1,6 +1,7 @@
 """Trees of noisy counts: against exact sums, against dense algebra, and the mechanism itself."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -285,7 +286,7 @@ def test_refusals(key):
     with pytest.raises(ValueError, match="no function of coordinates"):
         embedded.sum(QUERIES, function=jnp.sqrt)
     for option in ({"max_norm": 0.0}, {"size": 0}, {"width": -1.0}):
-        options = {"max_norm": 3.0, "size": 2, "levels": 3, "budget": EXACT} | option
+        options: Any = {"max_norm": 3.0, "size": 2, "levels": 3, "budget": EXACT} | option
         with pytest.raises(ValueError, match=f"{next(iter(option))} > 0"):
             kernels.private_l2_distances(key, draw(), **options)
     with pytest.raises(ValueError, match="max_norm=0.1, got 60 rows outside"):

@@ -1,6 +1,7 @@
 """Noisy sums of features: the kernels they stand for, their noise, their sensitivity."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,7 @@ def test_refusals(key):
         ((0.01, {"function": "logarithm"}), "0 < largest < inf"),
         ((0.01, {"largest": 2.0}), "no largest"),
     ):
-        tolerance, *options = arguments
+        tolerance, *rest = arguments
+        options: Any = rest[0] if rest else {}
         with pytest.raises(ValueError, match=message):
-            kernels.exponential_sum(tolerance, **(options[0] if options else {}))
+            kernels.exponential_sum(tolerance, **options)

@@ -175,8 +175,10 @@ def private_moments(
         classes=rows.num_classes,
         distribution=budget.distribution,
     )
-    released = (part if share > 0 else None for part, share in zip(moments, shares, strict=True))
-    return PrivateMoments(*released, budget, scales, labels is not None)
+    count, total, squares = (
+        part if share > 0 else None for part, share in zip(moments, shares, strict=True)
+    )
+    return PrivateMoments(count, total, squares, budget, scales, labels is not None)
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "distribution"))
