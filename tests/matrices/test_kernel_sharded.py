@@ -49,25 +49,33 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
 
 
+@pytest.fixture(scope="module")
+def one():
+    """The numbers and the gradients of one device."""
+    return (
+        jax.jit(lambda *a: read(*build(*a)))(X, Y, W),
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(X, Y, W),
+    )
+
+
 @OPTIONS
-def test_equals_one_device(mesh, ring):
+def test_equals_one_device(mesh, one, ring):
     rows = jax.device_put(X, NamedSharding(mesh, P("data")))
     spread = jax.jit(lambda *a: read(*build(*a, mesh=mesh, ring=ring)))(rows, Y, W)
-    one = jax.jit(lambda *a: read(*build(*a)))(X, Y, W)
-    close(spread, one)
+    close(spread, one[0])
     assert len(spread["rows"].sharding.device_set) == 8
     assert not spread["rows"].sharding.is_fully_replicated
 
 
-@OPTIONS
-def test_gradients_equal_those_of_one_device(mesh, ring):
-    def loss(x, y, w, **options):
-        K, _, _ = build(x, y, w, **options)
-        return jnp.sum(jnp.sin(K @ V)) + jnp.sum(K.logsumexp(0))
+def loss(x, y, w, **options):
+    K, _, _ = build(x, y, w, **options)
+    return jnp.sum(jnp.sin(K @ V)) + jnp.sum(K.logsumexp(0))
 
+
+@OPTIONS
+def test_gradients_equal_those_of_one_device(mesh, one, ring):
     spread = jax.jit(jax.grad(lambda *a: loss(*a, mesh=mesh, ring=ring), argnums=(0, 1, 2)))
-    one = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(X, Y, W)
-    close(spread(X, Y, W), one)
+    close(spread(X, Y, W), one[1])
 
 
 def test_sharded_points_say_it_themselves(mesh):
