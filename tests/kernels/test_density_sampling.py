@@ -28,18 +28,17 @@ def exact(kernel, points, queries, weights=None):
     return values @ w / w.sum()
 
 
-def check_unbiased_and_covered(found, value, share=(0.90, 0.99)):
+def check_unbiased_and_covered(found, value, excess=1.2):
     """Estimates ``[runs, queries]``: their mean is exact, 95% intervals cover in 90 to 99%."""
     mean, error = (np.asarray(part, np.float64) for part in found[:2])
     z = (mean.mean(0) - value) / (mean.std(0, ddof=1) / np.sqrt(len(mean)))
     assert np.abs(z).max() < 4, z
     low, high = map(np.asarray, found.interval())
     covered = np.mean((low < value) & (value < high))
-    assert share[0] <= covered <= share[1], covered
-    # The standard error is the spread over samples.
-    np.testing.assert_allclose(
-        np.sqrt(np.mean(error**2, axis=0)), mean.std(0, ddof=1), rtol=0.2, atol=1e-6
-    )
+    assert 0.90 <= covered <= 0.99, covered
+    # The standard error is the spread over samples, or somewhat more.
+    ratio = np.sqrt(np.mean(error**2, axis=0)) / mean.std(0, ddof=1)
+    assert np.all((ratio > 0.8) & (ratio < excess)), ratio
 
 
 @pytest.mark.parametrize("option", ["replace", "distinct", "weighted"])
@@ -79,7 +78,7 @@ def test_neighbors_and_sample_are_unbiased_and_cover(data, key, option):
 
     found = once(jax.random.split(key, RUNS))
     value = exact(kernel, points, queries, weights)
-    check_unbiased_and_covered(found, value, share=(0.88, 0.99))
+    check_unbiased_and_covered(found, value, excess=1.5)
     if option == "exact":
         alone = kernels.sampled_density(key, kernel, points, queries, size=620)
         assert np.mean(found.standard_error[0]) < 0.8 * np.mean(alone.standard_error)
@@ -108,6 +107,17 @@ def test_a_sample_of_neighbours_only_does_not_pretend(key):
     )
     assert np.isnan(found.mean_kernel) == np.isinf(found.standard_error)
     assert np.isinf(found.standard_error)
+
+
+def test_a_sample_that_misses_what_matters_says_so(key):
+    """Eleven points near the query among 10 000 far ones: ten are found, the sample has none."""
+    points = jnp.concatenate([jnp.zeros((11, 2)), jnp.full((10_000, 2), 50.0)])
+    found = kernels.neighbor_density(
+        key, kernels.Gaussian(1.0), points, points[:1], neighbors=jnp.arange(10)[None], size=20
+    )
+    low, high = found.interval()
+    assert low < 11 / 10_011 < high
+    np.testing.assert_allclose(found.standard_error, 1 / 20, rtol=0.1)
 
 
 def test_equal_points_count_each(key):

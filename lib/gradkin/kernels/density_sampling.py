@@ -125,9 +125,10 @@ def neighbor_density(
     Returns:
       A `DensityEstimate`; exact, with no error, where the neighbours are all points. Where fewer
       than two sampled points are not neighbours, the rest is not known: NaN, infinite error.
-      Intervals cover as promised where the sample holds at least about ten of the points that make
-      up the rest. With fewer they are too short, at a sparse query by far: a sample that misses all
-      of these points does not know what it misses.
+      The standard error is that of the sample's mean, and in quadrature what one more sampled point
+      as near as the farthest neighbour would add: a sample may hold none of the points that
+      matter and vary by nothing. Intervals then cover where the index finds the neighbours; where
+      it misses many and the sample is small they may be too short.
 
     Raises:
       ValueError: a number out of range, indices of another shape, repeated or out of range.
@@ -217,7 +218,8 @@ def next_to_neighbors(
         at = jnp.where(valid, near, jnp.zeros_like(near))
         shares = jnp.full(len(near), 1 / n, points.dtype) if weights is None else weights[at]
         shares = jnp.where(valid, shares, jnp.zeros_like(shares))
-        head = jnp.sum(shares * kernel_row(kernel, query, points[at]))
+        near_values = kernel_row(kernel, query, points[at])
+        head = jnp.sum(shares * near_values)
         rest = 1 - jnp.sum(shares)
         # Points that are not in the sample share a place behind it.
         places = jnp.where(valid, first[at], jnp.full_like(first[at], size))
@@ -228,7 +230,10 @@ def next_to_neighbors(
         mean = jnp.sum(jnp.where(other, values, jnp.zeros_like(values))) / jnp.maximum(count, 1)
         away = jnp.where(other, values - mean[None], jnp.zeros_like(values))
         variance = jnp.sum(jnp.square(away)) / jnp.maximum(count - 1, 1)
-        error = rest * safe_sqrt(variance / jnp.maximum(count, 1))
+        # One more point, as near as the farthest neighbour, would move the mean by this.
+        edge = jnp.min(jnp.where(valid, near_values, jnp.full_like(near_values, jnp.inf)))
+        edge = jnp.where(jnp.any(valid), edge, jnp.zeros_like(edge)) / jnp.maximum(count, 1)
+        error = rest * safe_sqrt(variance / jnp.maximum(count, 1) + jnp.square(edge))
         tail = jnp.where(count >= 2, rest * mean, jnp.full_like(head, jnp.nan))
         error = jnp.where(count >= 2, error, jnp.full_like(error, jnp.inf))
         complete, zero = jnp.sum(valid) == n, jnp.zeros_like(head)
