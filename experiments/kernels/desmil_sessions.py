@@ -10,9 +10,11 @@ most topics with one partner in training, and with another in the shifted test. 
 by the best of the interests. Beside it, along training, how dependent the interests of new users
 are (unbiased HSIC, linear alignment), of which the paper says that it rises and harms.
 
-    python -m experiments run kernels/desmil_sessions --preset quick --seeds 5    # one minute
+    python -m experiments run kernels/desmil_sessions --preset quick --seeds 5    # 2 minutes
 
 The softmax is over all items, not sampled. Rates and steps are fixed, the same for both methods.
+What is seen is small: over five seeds 1.2 points of recall are won on the shifted users (sd 3.4) and
+1.2 lost on the others (sd 4.0), so neither differs clearly from zero, whatever its rule says.
 """
 
 import dataclasses
@@ -220,12 +222,12 @@ def plot(metrics):
             look = {"color": colour, "label": METHODS[method]}
             figures.band(axis, places, metrics[name][:, method], **look)
         axis.set(xlabel="share of training", ylabel=label, title=title)
-    names = ("HSIC of interests", "alignment of interests")
-    for measure, (axis, title) in enumerate(zip(axes[2:], names)):
+    names = (("HSIC", "Dependence of interests"), ("CKA, linear", "Alignment of interests"))
+    for measure, (axis, (label, title)) in enumerate(zip(axes[2:], names)):
         for method, colour in zip(range(2), figures.COLOURS):
             values = metrics["dependence"][:, method, :, measure]
             figures.band(axis, places, values, color=colour, label=METHODS[method])
-        axis.set(xlabel="share of training", ylabel=f"{title}, unbiased", title=title.capitalize())
+        axis.set(xlabel="share of training", ylabel=f"unbiased {label}", title=title)
     axes[1].legend()
     return figure
 
@@ -253,6 +255,6 @@ CLAIMS = (
         holds=lambda value: value >= -0.01,
         rule="mean",
         threshold="recall@20 >= that of equal weights - 0.01",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
 )
