@@ -23,7 +23,8 @@ Seen: the fitted law meets the quantiles of the samples, but far below them it i
 bias of 14, 30 and 25 nats (6 and 8 dimensions; 6 dimensions with 20 points) is extrapolated to 11,
 25 and 17, and the formula of the paper's code makes that 8, 20 and 13; the order of the tasks is
 the same. After equally many steps narrow networks fit the training images less well (mean squared
-error .038 against .005), so that their larger bias is not one of width alone.
+error .038 against .005), so that their larger bias is not one of width alone. On Fashion-MNIST both
+claims about networks fail: ridge regression has the smaller test error with 200 images.
 """
 
 import dataclasses

@@ -65,13 +65,14 @@ def test_sankaran():
 
 
 def test_fit_finds_a_chi_square():
-    losses = float32(1e-3 * np.random.default_rng(0).chisquare(12, 20_000))
+    losses = float32(1e-3 * np.random.default_rng(0).chisquare(12, 1600))
     law = kernels.fit_noncentral_chi_square(losses)
-    np.testing.assert_allclose(law.mean(), losses.mean(), rtol=0.01)
+    np.testing.assert_allclose(law.mean(), losses.mean(), rtol=0.02)
     for probability in (0.5, 0.1, 1e-4):
         value = 1e-3 * stats.chi2.ppf(probability, 12)
         wanted = -np.log(probability)
-        np.testing.assert_allclose(law.neg_log_cdf(value), wanted, rtol=0.05)
+        rtol = 0.2 if probability == 1e-4 else 0.06  # extrapolated from 1600 samples
+        np.testing.assert_allclose(law.neg_log_cdf(value), wanted, rtol=rtol)
         np.testing.assert_allclose(
             kernels.required_inductive_bias(losses, value), law.neg_log_cdf(value), rtol=1e-6
         )
@@ -80,7 +81,7 @@ def test_fit_finds_a_chi_square():
 @pytest.mark.parametrize(("df", "noncentrality"), [(3.0, 0.0), (5.0, 20.0), (40.0, 100.0)])
 def test_fit_is_the_most_likely(df, noncentrality):
     truth = exact(df, noncentrality)
-    losses = float32(truth.rvs(size=1500, random_state=np.random.default_rng(1)))
+    losses = float32(truth.rvs(size=1600, random_state=np.random.default_rng(1)))
     law = kernels.fit_noncentral_chi_square(losses)
     found = np.asarray(law, np.float64)
     likelihood = np.mean(exact(*found[:2]).logpdf(losses / found[2]) - np.log(found[2]))
@@ -91,7 +92,7 @@ def test_fit_is_the_most_likely(df, noncentrality):
 
 
 def test_fit_does_not_depend_on_scale_or_order():
-    losses = float32(np.random.default_rng(2).chisquare(8, 1500))
+    losses = float32(np.random.default_rng(2).chisquare(8, 1600))
     bias = kernels.required_inductive_bias(losses, float32([1.0, 3.0]))
     other = kernels.required_inductive_bias(1e-6 * losses[::-1], 1e-6 * float32([1.0, 3.0]))
     np.testing.assert_allclose(other, bias, rtol=2e-2)
