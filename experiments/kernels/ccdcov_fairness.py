@@ -18,7 +18,8 @@ of their spread, or of the skill); at 30 it does not, and the gap is .18 to .28 
 
 On COMPAS and Adult regularizing single attributes closes the gap nearly as well: nothing there is
 an exclusive or. On COMPAS strength 100 makes two of three models constant; at 3 the gap is .32
-to .39 of what it was. The grid is that of the made data, whose outputs have a spread of 1.2, not of 0.2.
+to .39 of what it was. The grid is that of the made data, whose outputs have a spread of 1.2; those
+of COMPAS have one of 0.2.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ are (unbiased HSIC, linear alignment), of which the paper says that it rises and
     python -m experiments run kernels/desmil_sessions --preset quick --seeds 5    # 2 minutes
 
 The softmax is over all items, not sampled. Rates and steps are fixed, the same for both methods.
-What is seen is small: over five seeds 1.2 points of recall are won on the shifted users (sd 3.4) and
-1.2 lost on the others (sd 4.0), so neither differs clearly from zero, whatever its rule says.
+What is seen is small: over five seeds 1.2 points of recall are won on the shifted users (sd 3.4)
+and 1.2 lost on the others (sd 4.0): neither differs clearly from zero, whatever its rule says.
 """
 
 import dataclasses

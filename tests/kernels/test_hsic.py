@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from gradkin import kernel_matrix, kernels
 from tests.kernels import dependence as oracle
 
+X, Y = oracle.X, oracle.Y
 GAUSSIAN, LINEAR = kernels.Gaussian(1.0), kernels.Linear()
 
 
@@ -152,6 +153,13 @@ def test_mask_leaves_out_even_nan(unbiased):
     if not unbiased:
         weighted = kernels.hsic(K, L, weights=jnp.ones(12))
         np.testing.assert_allclose(weighted, expected, rtol=1e-4)
+
+
+def test_too_few_points_left_give_nan():
+    for kept, unbiased in ((3, True), (1, False)):
+        K, L = (kernel_matrix(GAUSSIAN, f32(z), mask=np.arange(12) < kept) for z in (X, Y))
+        assert np.isnan(kernels.hsic(K, L, unbiased=unbiased))
+        assert np.isnan(kernels.cka(K, L, unbiased=unbiased))
 
 
 def test_constant_features_align_with_nothing():

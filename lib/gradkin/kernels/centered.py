@@ -91,12 +91,13 @@ def check_matrices(matrices: Sequence[Any], *, unbiased: bool) -> None:
         )
 
 
-def count(matrices: Sequence[Any], dtype: Any) -> Array:
-    """How many points no matrix leaves out."""
+def count(matrices: Sequence[Any], dtype: Any, *, unbiased: bool) -> Array:
+    """How many points no matrix leaves out; NaN, so that results are, where they are too few."""
     mask = shared_mask(matrices)
     if mask is None:
         return jnp.asarray(len(matrices[0]), dtype)
-    return pairwise_sum(mask.astype(dtype))
+    n = pairwise_sum(mask.astype(dtype))
+    return jnp.where(n >= MINIMUM[unbiased], n, jnp.full_like(n, jnp.nan))
 
 
 def shared_mask(matrices: Sequence[Any]) -> Array | None:
@@ -125,7 +126,7 @@ def mean_product(matrices: Sequence[Any], *, offset: Any, unbiased: bool) -> Arr
     by ``n (n - 3)``, which is without bias for two matrices. Two streaming passes, no matrix.
     """
     dtype = functools.reduce(np.promote_types, [M.dtype for M in matrices])
-    n = count(matrices, dtype)
+    n = count(matrices, dtype, unbiased=unbiased)
     mask = shared_mask(matrices)
     if mask is not None:
         matrices = [M.masked(mask) for M in matrices]

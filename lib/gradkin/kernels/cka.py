@@ -77,7 +77,7 @@ def hsic_stats(K: Any, L: Any, *, unbiased: bool = False, passes: int = 1) -> HS
     """
     check_matrices((K, L), unbiased=unbiased)
     sums = K.centered_sums(L, unbiased=unbiased, passes=passes)
-    n = count((K, L), sums.kl.dtype)
+    n = count((K, L), sums.kl.dtype, unbiased=unbiased)
     scale = n * (n - 3) if unbiased else jnp.square(n - 1)
     return HSICStats(sums.kl / scale, sums.kk / scale, sums.ll / scale)
 

@@ -52,7 +52,8 @@ def squared_distance_covariance(
       unbiased: the second form, which may be negative and needs 4 points; the first needs 2.
       weights: ``[n]`` weights of the points: non-negative, not all zero, divided by their sum. Not
         with ``unbiased``.
-      mask: ``[n]`` booleans; False leaves a point out, whatever it holds.
+      mask: ``[n]`` booleans; False leaves a point out, whatever it holds. NaN where too few are
+        left.
       method: "tiles" streams all pairs; "sort" takes ``n log n`` steps, for two variables of one
         number each, without weights and mask, on one device; "auto" sorts where it can and
         n >= 1000.
@@ -196,7 +197,7 @@ def distance_stats(
     if weights is not None:
         weights = normalized(weights, len(K), mask)
     sums = K.centered_sums(L, unbiased=unbiased, weights=weights)
-    n = count((K, L), sums.kl.dtype)
+    n = count((K, L), sums.kl.dtype, unbiased=unbiased)
     scale = n * (n - 3) if unbiased else n * n
     return HSICStats(sums.kl / scale, sums.kk / scale, sums.ll / scale)
 

@@ -46,7 +46,7 @@ def hsic(
         `KernelMatrix.centered_sums`.
 
     Returns:
-      A scalar. Points that either matrix masks are left out.
+      A scalar. Points that either matrix masks are left out; NaN where too few are not.
 
     Raises:
       TypeError: not kernel matrices.
@@ -72,7 +72,7 @@ def hsic(
     """
     check_matrices((K, L), unbiased=unbiased)
     sums = K.centered_sums(L, unbiased=unbiased, passes=passes, weights=weights).kl
-    n = count((K, L), sums.dtype)
+    n = count((K, L), sums.dtype, unbiased=unbiased)
     if unbiased:
         return sums / (n * (n - 3))
     if weights is None:
