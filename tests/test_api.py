@@ -26,6 +26,8 @@ POSITIONAL_OPTIONS = {
     "hessian": {"argnums", "has_aux"},  # jax.hessian(fun, argnums, has_aux)
     "top_eigenpairs": {"k"},  # as jax.lax.top_k(x, k)
     "kernel_matrix": {"y"},  # one set of points, or two
+    "nystrom": {"y"},
+    "random_features": {"y"},
 }
 
 

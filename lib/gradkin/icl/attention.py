@@ -137,8 +137,8 @@ def attend(
       >>> from gradkin import icl
       >>> weights = icl.gd_attention(num_inputs=2, num_outputs=1, num_context=3, rate=1.0)
       >>> layer = jax.tree.map(lambda w: w[0], weights)
-      >>> icl.attend(layer, jnp.ones((1, 3)), jnp.ones((3, 3))).tolist()
-      [[-0.0, -0.0, -2.0]]
+      >>> icl.attend(layer, jnp.ones((1, 3)), jnp.ones((3, 3)))[0, -1].tolist()
+      -2.0
 
     References:
       von Oswald et al. (2023), arXiv:2212.07677. :cite:`icl-gradient-descent`
