@@ -189,10 +189,9 @@ def test_index_finds_what_it_holds(key):
     truth = gradkin.kernel_matrix(kernels.Euclidean(), queries, points).top_k(5, largest=False)[1]
     found = index.nearest(queries, k=5, probes=16)
     assert np.mean(np.asarray(found) == np.asarray(truth)) > 0.98  # all lists: but for rounding
-    recall = lambda probes: np.mean(
-        [np.isin(t, f).mean() for t, f in zip(truth, index.nearest(queries, k=5, probes=probes))]
-    )
-    assert 0.4 < recall(2) < recall(6)
+    some = index.nearest(queries, k=5, probes=3)
+    recall = np.mean([np.isin(t, f).mean() for t, f in zip(np.asarray(truth), np.asarray(some))])
+    assert 0.5 < recall < 1
     few = index.nearest(queries, k=500, probes=1)
     assert np.all(few[:, -1] == -1)  # fewer than asked for
 
