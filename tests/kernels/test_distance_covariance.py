@@ -58,8 +58,8 @@ def test_distances_are_minus_the_energy_kernel():
     np.testing.assert_allclose(found, oracle.dcov(oracle.X, oracle.Y, True), rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [4, 5, 64, 100])
 @pytest.mark.parametrize("kind", ["numbers", "ties"])
+@pytest.mark.parametrize("size", [5, 64])
 def test_sorting_finds_the_same(size, kind):
     rng = np.random.default_rng(size)
     x, y = rng.normal(size=(2, size))

@@ -23,8 +23,7 @@ def joint(variables, **options):
     return kernels.joint_distance_covariance([f32(v) for v in variables], **options)
 
 
-@pytest.mark.parametrize("unbiased", [False, True])
-@pytest.mark.parametrize("offset", [1.0, 0.5])
+@pytest.mark.parametrize(("offset", "unbiased"), [(1.0, False), (0.5, True)])
 def test_definition(offset, unbiased):
     exact = oracle.joint(VARIABLES, offset, unbiased)
     found = joint(VARIABLES, offset=offset, unbiased=unbiased)
