@@ -127,8 +127,9 @@ def neighbor_density(
       than two sampled points are not neighbours, the rest is not known: NaN, infinite error.
       The standard error is that of the sample's mean, and in quadrature what one more sampled point
       as near as the farthest neighbour would add: a sample may hold none of the points that
-      matter and vary by nothing. Intervals then cover where the index finds the neighbours; where
-      it misses many and the sample is small they may be too short.
+      matter and vary by nothing. Intervals then cover where the neighbours are exact. What an index
+      misses among the nearest no sample tells: where few points make up the sum (a mean kernel of
+      less than about ``10 / n``) and the index is rough, they are too short.
 
     Raises:
       ValueError: a number out of range, indices of another shape, repeated or out of range.
