@@ -8,7 +8,11 @@ OLD_PEERS := .venv-peers-old-jax
 PEER_PACKAGES := jax==0.10.1 torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
   hyppo==0.5.2 KDEpy==1.1.12
 OLD_PEER_PACKAGES := jax==0.4.25 jaxlib==0.4.25 'numpy<2' 'scipy<1.13' neural-tangents==0.6.5
-BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice
+# Without what they depend on: torchvision would replace the torch above.
+BARE_PEER_PACKAGES := PyHessian==0.1 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
+  einops==0.8.2 einconv==0.1.0
+BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice kernel_matrix \
+  kernel_density vendi curvature
 PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
@@ -87,6 +91,8 @@ $(PEERS)/stamp: Makefile
 	  $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer \
 	    || echo "skipped: $$peer does not install here"; \
 	done
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  $(BARE_PEER_PACKAGES)
 	@touch $@
 
 peers-old-jax: $(OLD_PEERS)/stamp  ## neural-tangents and the old JAX that it needs (2.6 GB)
