@@ -199,6 +199,15 @@ def test_large_n_in_float32():
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_small_eigenvalues_are_kept():
+    """A smooth kernel has a long tail; what lies above rounding counts, in float32 too."""
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    with jax.enable_x64(True):
+        exact = kernels.vendi_score(gradkin.kernel_matrix(kernels.Gaussian(1.0), jnp.asarray(x)))
+    found = score_jit(gradkin.kernel_matrix(kernels.Gaussian(1.0), jnp.asarray(x, jnp.float32)))
+    np.testing.assert_allclose(found, exact, rtol=3e-5)
+
+
 @pytest.mark.parametrize("q", [0.5, 1.0, 1.7, math.inf])
 def test_gradient_by_finite_differences(q, key):
     with jax.enable_x64(True):

@@ -74,9 +74,10 @@ def vendi_score(
       :cite:`pasarkar:23`
 
     Note:
-      Eigenvalues below rounding (``2 sqrt(n) eps`` of the largest) count as zero and the rest is
-      divided by its sum. The reference package does neither: for a matrix of rank 16 with n = 200
-      it gives 107 at order 0. Its order of infinity is the string "inf".
+      Eigenvalues below rounding count as zero (``2 eps`` of the largest in float32, ``2 sqrt(n)
+      eps`` in float64, where that loses nothing) and the rest is divided by its sum. The reference
+      package does neither: for a matrix of rank 16 with n = 200 it gives 107 at order 0. Orders
+      below 1 of a long tail of small eigenvalues need float64.
       The derivative of the score is unbounded in directions that raise a zero eigenvalue; there the
       eigenvalue is taken to be that bound.
     """
@@ -312,16 +313,13 @@ def spectrum(values: Array) -> tuple[Array, Array, Array]:
 
     NaN where one is clearly negative.
     """
-    floor = rounding(values) * jnp.max(values)
+    # In float32 a generous bound would cut off the tail of a smooth kernel.
+    spread = math.sqrt(len(values)) if values.dtype == np.float64 else 1.0
+    floor = 2 * spread * float(jnp.finfo(values.dtype).eps) * jnp.max(values)
     kept = jnp.where(values > floor, values, jnp.zeros_like(values))
     total = jnp.sum(kept)
     total = jnp.where(jnp.min(values) < -NEGATIVE * total, jnp.full_like(total, jnp.nan), total)
     return kept / total, total, floor
-
-
-def rounding(values: Array) -> float:
-    """What of the largest eigenvalue may be nothing but rounding."""
-    return 2 * math.sqrt(len(values)) * float(jnp.finfo(values.dtype).eps)
 
 
 def entropy(p: Array, order: Any, counts: Array | None = None) -> Array:

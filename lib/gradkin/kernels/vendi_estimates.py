@@ -16,7 +16,6 @@ from gradkin.kernels.vendi import (
     density_matrix,
     entropy,
     probabilities,
-    rounding,
     square,
     wide,
 )
@@ -164,6 +163,11 @@ def nystrom_score(
     score = entropy(found / captured, order)
     lower, upper = jnp.minimum(lower, score), jnp.maximum(upper, score)
     return NystromVendi(jnp.exp(score), jnp.exp(lower), jnp.exp(upper), jnp.minimum(captured, 1))
+
+
+def rounding(values: Array) -> float:
+    """What of the largest eigenvalue may be nothing but rounding."""
+    return 2 * math.sqrt(len(values)) * float(jnp.finfo(values.dtype).eps)
 
 
 def extremes(found: Array, n: int, order: Scalar) -> tuple[Array, Array]:
