@@ -7,8 +7,8 @@ Claim: releasing one private structure per class (a row is in one class, so all 
 one costs) and predicting the class of least mean squared distance, or of largest kernel sum, is as
 accurate as DP-SGD and orders of magnitude faster. Kernel sums are those of Wagner et al. (2023).
 
-    python -m experiments run kernels/dp_classification                        # 1 minute
-    python -m experiments run kernels/dp_classification --data fashion_mnist   # 2 minutes
+    python -m experiments run kernels/dp_classification                        # 90 seconds
+    python -m experiments run kernels/dp_classification --data fashion_mnist   # not run yet
     python -m experiments run kernels/dp_classification --preset paper         # a GPU; not run yet
 
 Made classes: ten in 64 dimensions, each of two clusters. Real classes: pixels (the paper: CIFAR-10

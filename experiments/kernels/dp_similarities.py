@@ -9,7 +9,7 @@ also read without shells (Liu et al., arXiv:2409.01688), and kernels are compare
 of Wagner et al. (2023), which have no projection. What the paper classifies with them is in
 kernels/dp_classification.
 
-    python -m experiments run kernels/dp_similarities                   # 1 minute
+    python -m experiments run kernels/dp_similarities                   # 90 seconds
     python -m experiments run kernels/dp_similarities --preset paper    # a GPU; not run yet
 
 Distances: uniform points on a line. Kernels: a mixture of ten Gaussians in 512 dimensions, squared
