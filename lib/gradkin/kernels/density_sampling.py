@@ -127,9 +127,8 @@ def neighbor_density(
       than two sampled points are not neighbours, the rest is not known: NaN, infinite error.
       The standard error is that of the sample's mean, and in quadrature what one more sampled point
       as near as the farthest neighbour would add: a sample may hold none of the points that
-      matter and vary by nothing. Intervals then cover where the neighbours are exact. What an index
-      misses among the nearest no sample tells: where few points make up the sum (a mean kernel of
-      less than about ``10 / n``) and the index is rough, they are too short.
+      matter and vary by nothing. Intervals are still too short where few points make up the sum (a
+      mean kernel of less than about ``10 / n``), most of all with a rough index.
 
     Raises:
       ValueError: a number out of range, indices of another shape, repeated or out of range.
