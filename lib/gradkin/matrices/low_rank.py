@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from gradkin import checks
-from gradkin.matrices import distances, kernel, kernel_explain
+from gradkin.matrices import distances, kernel, kernel_arguments, kernel_explain
 from gradkin.matrices.kernel_centering import CenteredSums
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.matrices.verbs import safe_sqrt
@@ -97,11 +97,15 @@ class LowRankMatrix:
 
     def __matmul__(self, vectors: Any) -> Array:
         """``K @ v`` of ``[m]`` or ``[m, c]``: ``[n]`` or ``[n, c]``."""
-        return product(self, kernel.operand(vectors, self.shape[1], "the right side", axis=0))
+        return product(
+            self, kernel_arguments.operand(vectors, self.shape[1], "the right side", axis=0)
+        )
 
     def __rmatmul__(self, vectors: Any) -> Array:
         """``v @ K`` of ``[n]`` or ``[c, n]``: ``[m]`` or ``[c, m]``."""
-        return product(self.T, kernel.operand(vectors, self.shape[0], "the left side", axis=-1).T).T
+        return product(
+            self.T, kernel_arguments.operand(vectors, self.shape[0], "the left side", axis=-1).T
+        ).T
 
     def inner(self, other: "LowRankMatrix") -> Array:
         """``sum_ij K_ij L_ij``, through the products of features."""
@@ -113,14 +117,14 @@ class LowRankMatrix:
 
     def sum(self, axis: int | None = None) -> Array:
         """Sum of all entries, of each column (0) or of each row (1)."""
-        axis = kernel.checked_axis(axis)
+        axis = kernel_arguments.checked_axis(axis)
         M = self.T if axis == 0 else self
         rows = product(M, jnp.ones(M.shape[1], M.dtype))
         return pairwise_sum(rows) if axis is None else rows
 
     def mean(self, axis: int | None = None) -> Array:
         """Mean of the entries that are not left out; zero where all are."""
-        axis = kernel.checked_axis(axis)
+        axis = kernel_arguments.checked_axis(axis)
         return self.sum(axis) / jnp.maximum(self.streamed().counts(axis), 1).astype(self.dtype)
 
     def logsumexp(self, axis: int | None = None) -> Array:
@@ -222,9 +226,9 @@ def low_rank(
     mask: Any = None,
 ) -> LowRankMatrix:
     """A `LowRankMatrix` of features, with weights of columns and masks as in `kernel_matrix`."""
-    row_mask, column_mask = kernel.masks(mask, left, right)
+    row_mask, column_mask = kernel_arguments.masks(mask, left, right)
     if weights is not None:
-        weights = kernel.factors(weights, (left if right is None else right).shape[0])
+        weights = kernel_arguments.factors(weights, (left if right is None else right).shape[0])
         weights = weights if column_mask is None else jnp.where(column_mask, weights, 0)
     if row_mask is not None:
         left = jnp.where(row_mask[:, None], left, 0)
