@@ -194,6 +194,21 @@ def test_logsumexp_far_away():
     np.testing.assert_allclose(whole, np.logaddexp.reduce(logs, axis=None), rtol=1e-5)
 
 
+def test_logsumexp_has_a_derivative_at_a_weight_of_zero():
+    """It is the entry over the sum, as for any weight."""
+    x = jnp.arange(3.0)
+    entries = np.exp(-(np.subtract.outer(np.arange(3.0), np.arange(3.0)) ** 2) / 2)
+
+    def total(weights, turn):
+        K = gradkin.kernel_matrix(kernels.Gaussian(1.0), x, weights=weights)
+        return (K.T if turn else K).logsumexp()
+
+    weights = jnp.array([1.0, 0.0, 2.0])
+    wanted = entries.sum(0) / (entries @ np.asarray(weights)).sum()
+    for turn in (False, True):
+        np.testing.assert_allclose(jax.grad(total)(weights, turn), wanted, rtol=1e-5)
+
+
 def test_logsumexp_of_what_is_not_there():
     nothing = np.zeros(M, bool)
     K = gradkin.kernel_matrix(kernels.Gaussian(), X, Y, mask=(None, nothing))

@@ -126,6 +126,21 @@ def test_one_collective_at_the_end(mesh, ring):
         assert (count(text, "collective-permute") > 0) == ring
 
 
+def test_centered_sums_round_a_ring(mesh):
+    """Also of more points than the single pass takes as anchors, in no multiple of them."""
+    x = jax.random.normal(jax.random.key(0), (72, 3))
+    ring = gradkin.kernel_matrix(kernels.Gaussian(1.0), x, mesh=mesh, ring=True).centered_sums()
+    one = gradkin.kernel_matrix(kernels.Gaussian(1.0), x).centered_sums()
+    np.testing.assert_allclose(ring.kk, one.kk, rtol=1e-5)
+
+
+def test_explicit_axes():
+    with pytest.raises(ValueError, match=r"a mesh of automatic axes, got \['d'\]"):
+        gradkin.kernel_matrix(
+            kernels.Gaussian(1.0), jnp.ones((8, 2)), mesh=jax.make_mesh((8,), "d")
+        )
+
+
 def test_points_that_do_not_divide(mesh):
     with pytest.raises(ValueError, match="x to be a multiple of the 8 devices, got 31"):
         gradkin.kernel_matrix(kernels.Gaussian(), X[:31], mesh=mesh)

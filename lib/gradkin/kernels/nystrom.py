@@ -56,7 +56,7 @@ def nystrom(
 
     References:
       Williams & Seeger (2001), "Using the Nystrom Method to Speed Up Kernel Machines".
-      :cite:`williams:01`
+      :cite:`williams:00`
 
     Note:
       ``4 eps trace(W)`` is added to ``W``'s diagonal, what rounding may have taken from its

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 
 from gradkin import checks
 from gradkin.matrices import arguments
@@ -100,6 +100,12 @@ def finite(points: Array, name: str) -> None:
 def placed(x: Any, mesh: Any, ring: bool) -> Placement | None:
     """How points are split: as ``mesh`` says, or as a concrete ``x`` is."""
     if mesh is not None:
+        explicit = [n for n, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Auto]
+        if explicit:
+            raise ValueError(
+                f"Expected a mesh of automatic axes, got {explicit} of another kind: "
+                "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
+            )
         return Placement(mesh, tuple(mesh.axis_names), "ring" if ring else "rows")
     sharding = getattr(x, "sharding", None) if checks.is_concrete(x) else None
     if isinstance(sharding, NamedSharding) and len(sharding.spec) and sharding.spec[0]:

@@ -127,7 +127,12 @@ def _anchor(M: Any, weights: Array, passes: int, n: Array) -> Array:
     some = slice(None, None, every)
     mask = None if M.row_mask is None else M.row_mask[some]
     # Means over a few columns, ones that exist; the diagonal of a distance is not typical.
-    columns = dataclasses.replace(M, y=M.x[some], column_mask=mask, keep_diagonal=True)
+    placement = M.placement
+    if placement is not None and placement.split == "ring":
+        placement = placement._replace(split="rows")  # so few columns are everywhere
+    columns = dataclasses.replace(
+        M, y=M.x[some], column_mask=mask, keep_diagonal=True, placement=placement
+    )
     w = weights[some].astype(M.dtype)
     w = w if mask is None else jnp.where(mask, w, 0)
     total = jnp.sum(w)

@@ -169,7 +169,11 @@ def kept(form: Form, rows: Side, columns: Side) -> Array | None:
 def entries(
     kernel: Any, form: Form, rows: Side, columns: Side, *, log: bool = False, fill_value: float = 0
 ) -> Array:
-    """The tile of these rows and columns, weighted, with ``fill_value`` where left out."""
+    """The tile of these rows and columns, weighted, with ``fill_value`` where left out.
+
+    Logarithms are without the weights of columns: at a weight of zero only a factor has the right
+    derivative.
+    """
     function = fill(kernel, log=log)
     tile = function(rows.points, columns.points)
     if form.same and form.diagonal and fills_tiles(kernel):
@@ -180,7 +184,7 @@ def entries(
         tile = jnp.where(same, diagonal[:, None], tile)
     for weights in (
         None if rows.weights is None else rows.weights[:, None],
-        None if columns.weights is None else columns.weights[None, :],
+        None if columns.weights is None or log else columns.weights[None, :],
     ):
         if weights is not None:
             weights = weights.astype(tile.dtype)

@@ -1,5 +1,6 @@
 """What is read off a kernel matrix; each verb is one pass over panels of rows."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -102,19 +103,33 @@ def row_logsumexp(K: Any) -> Array:
 @_verb
 def logsumexp(K: Any) -> Array:
     """Logarithm of the sum of all entries."""
-    rows = row_logsumexp(K)
-    top = _finite(lax.stop_gradient(jnp.max(rows)))
-    return safe_log(pairwise_sum(jnp.exp(rows - top))) + top
+    weights = K.row_weights
+    rows = row_logsumexp(dataclasses.replace(K, row_weights=None))
+    top, terms = _shifted(rows[None], weights)
+    return safe_log(pairwise_sum(terms[0])) + _finite(top[0])
 
 
 def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _shifted_sum(tiles: Tiles, rows: Side, columns: Side) -> tuple[Array, Array]:
+def _shifted(logs: Array, weights: Array | None) -> tuple[Array, Array]:
+    """The greatest logarithm of each row, and the weighted entries over it."""
+    if weights is None:
+        top = lax.stop_gradient(jnp.max(logs, axis=1))
+        return top, jnp.exp(logs - _finite(top)[:, None])
+    weights = weights.astype(logs.dtype)
     # The result does not depend on the shift, so neither does its derivative.
-    top = lax.stop_gradient(jnp.max(tiles[0], axis=1))
-    return top, jnp.sum(jnp.exp(tiles[0] - _finite(top)[:, None]), axis=1)
+    top = lax.stop_gradient(jnp.max(logs + safe_log(weights)[None], axis=1))
+    # Entries of weight zero may be far above the others; infinity times zero is NaN.
+    most = 0.99 * float(np.log(jnp.finfo(logs.dtype).max))
+    terms = jnp.exp(jnp.minimum(logs - _finite(top)[:, None], most))
+    return top, terms * jnp.where(weights < 0, jnp.nan, weights)[None]
+
+
+def _shifted_sum(tiles: Tiles, rows: Side, columns: Side) -> tuple[Array, Array]:
+    top, terms = _shifted(tiles[0], columns.weights)
+    return top, jnp.sum(terms, axis=1)
 
 
 def _rescaled(state: tuple[Array, Array], top: Array) -> Array:
