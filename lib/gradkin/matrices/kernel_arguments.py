@@ -104,7 +104,7 @@ def placed(x: Any, mesh: Any, ring: bool) -> Placement | None:
         if explicit:
             raise ValueError(
                 f"Expected a mesh of automatic axes, got {explicit} of another kind: "
-                "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
+                "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto, ...))."
             )
         return Placement(mesh, tuple(mesh.axis_names), "ring" if ring else "rows")
     sharding = getattr(x, "sharding", None) if checks.is_concrete(x) else None
