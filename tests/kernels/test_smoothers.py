@@ -262,6 +262,19 @@ def test_kernel_smoother_far_from_all_points(data):
     np.testing.assert_allclose(S.sum(), 1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, jnp.bfloat16])
+def test_smoothers_of_narrow_points(dtype):
+    """Integers and short floats that float32 holds exactly: the weights are the same."""
+    x, x_query = np.array([[0, 1], [2, 0], [3, 4]]), np.array([[1, 1], [2, 3]])
+    narrow, wide = ([jnp.asarray(a, t) for a in (x, x_query)] for t in (dtype, np.float32))
+    smoother = functools.partial(kernels.kernel_smoother, kernels.Gaussian(1.0))
+    found, expected = (smoother(*points).materialize() for points in (narrow, wide))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-6)
+    found, expected = (kernels.linear_smoother(*points) for points in (narrow, wide))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_neighbors(data):
     x, _, x_query = data
     for k in (1, 5, N):

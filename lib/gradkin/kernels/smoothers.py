@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.kernels.functions import SquaredEuclidean
+from gradkin.matrices import distances
 from gradkin.matrices.kernel import KernelMatrix, kernel_matrix
 from gradkin.typing import Array, ArrayLike, Scalar
 
@@ -105,7 +106,8 @@ def kernel_smoother(kernel: Any, x: ArrayLike, query: ArrayLike) -> KernelMatrix
       Curth, Jeffares & van der Schaar (2024), arXiv:2402.01502. :cite:`forests-as-smoothers`
     """
     checks.rank(2, x=x, query=query)
-    x, query = jnp.asarray(x), jnp.asarray(query)
+    # The totals go where the coordinates go: they need a float that holds them.
+    x, query = distances.points(x), distances.points(query)
     totals = kernel_matrix(kernel, query, x).logsumexp(axis=1)
     points = jnp.pad(x, ((0, 0), (0, 1)))
     queries = jnp.concatenate([query, totals.astype(query.dtype)[:, None]], axis=1)
@@ -175,7 +177,7 @@ def linear_smoother(
     """
     checks.rank(2, x=x, query=query)
     checks.non_negative(penalty=penalty)
-    x, query = jnp.asarray(x), jnp.asarray(query)
+    x, query = distances.points(x), distances.points(query)
     if x.shape[1] != query.shape[1]:
         raise ValueError(
             f"Expected query to have the {x.shape[1]} features of x, got query.shape={query.shape}."
