@@ -78,6 +78,17 @@ def test_kernel_mean_shift(key):
     np.testing.assert_allclose(expected - x, 0.8**2 * slope, rtol=1e-3, atol=1e-5)
 
 
+def test_short_floats_are_summed_in_float32(key):
+    x = jax.random.uniform(key, (600, 1)).astype(jnp.bfloat16)
+    exact = np.mean(np.asarray(x, np.float64))
+    found = kernels.mean_shift(x, num_neighbors=600, num_steps=1)
+    np.testing.assert_allclose(found, np.full((600, 1), exact), rtol=1e-5)
+    moved = kernels.kernel_mean_shift(x, kernels.Gaussian(1e3), num_steps=1)
+    np.testing.assert_allclose(moved, found, rtol=1e-4)
+    scores = kernels.mean_shift_outlier_scores(x, found, lambda x: x)
+    np.testing.assert_allclose(scores, np.abs(np.asarray(x, np.float64)[:, 0] - exact), atol=1e-6)
+
+
 def test_probabilistic_error(key):
     x, mean, log_variance = jax.random.normal(key, (3, 5, 4))
     apre = jax.jit(kernels.probabilistic_error)

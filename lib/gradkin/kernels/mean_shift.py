@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.kernels.functions import SquaredEuclidean
+from gradkin.matrices import distances
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.typing import Array, ArrayLike, Scalar
 
@@ -37,7 +38,8 @@ def mean_shift(
       include_self: whether a point, being nearest to itself, is one of its ``k`` neighbours.
 
     Returns:
-      ``[n, d]``, the points moved. Of equally near neighbours those that come first are taken.
+      ``[n, d]``, the points moved, in float32 or wider. Of equally near neighbours those that come
+      first are taken.
 
     Raises:
       ValueError: a number out of range, or (where not traced) points that are not finite.
@@ -103,7 +105,7 @@ def kernel_mean_shift(
       num_steps: ``T >= 0``.
 
     Returns:
-      ``[n, d]``, the points moved.
+      ``[n, d]``, the points moved, in float32 or wider.
 
     Raises:
       ValueError: a negative number of steps, or (where not traced) points that are not finite.
@@ -154,8 +156,7 @@ def reconstruction_error(x: ArrayLike, reconstructed: ArrayLike) -> Float[Array,
       [5.0]
     """
     same_shapes(x, reconstructed=reconstructed)
-    x, reconstructed = jnp.asarray(x), jnp.asarray(reconstructed)
-    return jnp.linalg.norm((x - reconstructed).reshape(len(x), -1), axis=1)
+    return jnp.linalg.norm(distances.points(x) - distances.points(reconstructed), axis=1)
 
 
 def probabilistic_error(
@@ -277,11 +278,9 @@ def mean_shift_outlier_scores(
 
 
 def finite_matrix(x: Any) -> Array:
-    """Points as a matrix of floats; raise where they are not, or not finite."""
+    """Points as a matrix of at least float32; raise where they are not one, or not finite."""
     checks.rank(2, x=x)
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        x = x.astype(jnp.float32)
+    x = distances.points(x)
     if checks.is_concrete(x) and not bool(jnp.all(jnp.isfinite(x))):
         raise ValueError("Expected x to be finite, got NaN or infinity.")
     return x
