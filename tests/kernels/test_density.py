@@ -139,6 +139,17 @@ def test_derivatives(data):
         np.testing.assert_allclose(jax.grad(value)(0.0), quotient, rtol=1e-8)
 
 
+def test_short_floats(data):
+    points = data[0].astype(jnp.bfloat16)
+    weights = jnp.arange(1.0, 61.0)
+    for value in (
+        lambda p: kernels.log_density(kernels.Gaussian(0.6), p, p[:9], weights=weights),
+        lambda p: kernels.scott_bandwidth(p, weights=weights),
+        lambda p: kernels.leave_one_out_log_likelihood(kernels.Gaussian(0.6), p, weights=weights),
+    ):
+        np.testing.assert_allclose(value(points), value(points.astype(jnp.float32)), rtol=1e-5)
+
+
 def test_float64(data):
     points, queries = (np.asarray(a, np.float64) for a in data)
     with jax.enable_x64(True):

@@ -70,6 +70,16 @@ def test_integrates_to_one_and_interpolates(key, dim):
     assert np.all(np.isnan(found.interpolate(nodes + 100)))
 
 
+def test_short_floats(key):
+    points, weights = jax.random.normal(key, (20, 1)).astype(jnp.bfloat16), jnp.arange(1.0, 21.0)
+    grid = lambda p: kernels.grid_density(kernels.Gaussian(0.4), p, size=64, weights=weights)
+    found, expected = grid(points), grid(points.astype(jnp.float32))
+    np.testing.assert_allclose(found.density(), expected.density(), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        found.interpolate(points), expected.interpolate(points.astype(jnp.float32)), rtol=1e-6
+    )
+
+
 def test_weight_two_is_two_points(key):
     points, kernel = jax.random.normal(key, (20, 1)), kernels.Gaussian(0.4)
     grid = lambda p, w=None: kernels.grid_density(

@@ -120,6 +120,26 @@ def test_a_sample_that_misses_what_matters_says_so(key):
     np.testing.assert_allclose(found.standard_error, 1 / 20, rtol=0.1)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_short_floats(data, key, weighted):
+    """Shares, weights and the kernel's integral are kept in float32."""
+    weights = jnp.arange(1.0, 31.0) if weighted else None
+    for estimate in (
+        functools.partial(kernels.sampled_density, size=8),
+        functools.partial(kernels.neighbor_density, neighbors=4, size=8),
+    ):
+        found, expected = (
+            estimate(
+                key,
+                kernels.Gaussian(0.7),
+                *(part.astype(jnp.bfloat16).astype(dtype) for part in (data[0][:30], data[1])),
+                weights=weights,
+            )
+            for dtype in (jnp.bfloat16, jnp.float32)
+        )
+        np.testing.assert_allclose(found.density(), expected.density(), rtol=1e-5)
+
+
 def test_equal_points_count_each(key):
     """Ties at the border between neighbours and the rest are counted once."""
     points = jnp.concatenate([jnp.zeros((30, 2)), jnp.ones((30, 2))])

@@ -11,6 +11,8 @@ from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.kernels.density import as_points, log_normalizer, normalized_weights
+from gradkin.matrices import distances
+from gradkin.matrices.contraction import at_least_float32
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.typing import Array, ArrayLike
 
@@ -204,7 +206,7 @@ def cross_validated_bandwidth(
       kernels with tails at least as heavy as theirs.
     """
     points = as_points(points=points)
-    bandwidths = jnp.asarray(bandwidths, points.dtype)
+    bandwidths = jnp.asarray(bandwidths, at_least_float32(points.dtype))
     if bandwidths.ndim not in (1, 2) or bandwidths.size == 0:
         raise ValueError(f"Expected bandwidths [b] or [b, d], got shape {bandwidths.shape}.")
     checks.positive(bandwidths=bandwidths)
@@ -221,7 +223,7 @@ def cross_validated_bandwidth(
 
 def spread(points: Any, weights: Any) -> tuple[Array, Array, Array]:
     """Points, unbiased standard deviations ``[d]``, and the effective number of points."""
-    points = as_points(points=points)
+    points = distances.points(as_points(points=points))
     if len(points) < 2:
         raise ValueError(f"Expected at least 2 points, got points.shape={points.shape}.")
     w = normalized_weights(weights, points)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.kernels.functions import Cauchy, Exponential, Gaussian, Laplacian
+from gradkin.matrices.contraction import at_least_float32
 from gradkin.matrices.kernel import finite, kernel_matrix
 from gradkin.typing import Array, ArrayLike, Scalar
 
@@ -211,7 +212,7 @@ def same_space(points: Any, queries: Any) -> tuple[Array, Array]:
 
 
 def normalized_weights(weights: Any, points: Array) -> Array | None:
-    """Weights over their sum, checked where they can be read; None stays None."""
+    """Weights over their sum, at least float32, checked where they can be read; None stays None."""
     if weights is None:
         return None
     if np.shape(weights) != (len(points),):
@@ -222,5 +223,5 @@ def normalized_weights(weights: Any, points: Array) -> Array | None:
         w = np.asarray(weights)
         if not (np.all(np.isfinite(w)) and np.all(w >= 0) and w.sum() > 0):
             raise ValueError("Expected weights to be finite, >= 0 and not all zero.")
-    weights = jnp.asarray(weights, points.dtype)
+    weights = jnp.asarray(weights, at_least_float32(points.dtype))
     return weights / jnp.sum(weights)

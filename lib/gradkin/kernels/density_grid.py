@@ -12,6 +12,7 @@ from jaxtyping import Float
 from gradkin import checks
 from gradkin.kernels.density import as_points, log_normalizer, normalized_weights
 from gradkin.kernels.functions import Gaussian, Laplacian
+from gradkin.matrices import distances
 from gradkin.typing import Array, ArrayLike
 
 # Where the kernel has fallen to this share of its peak, the default grid ends.
@@ -56,7 +57,8 @@ class GridDensity(NamedTuple):
         Returns:
           ``[m]``; NaN outside the grid.
         """
-        place = ((as_points(queries=queries) - self.low[None]) / self.spacing[None]).T
+        queries = distances.points(as_points(queries=queries))
+        place = ((queries - self.low[None]) / self.spacing[None]).T
         inside = jnp.all(within(place.T, self.mean_kernel.shape), axis=1)
         found = jax.scipy.ndimage.map_coordinates(
             self.density(), list(place), order=1, mode="nearest"
@@ -122,7 +124,7 @@ def grid_density(
         raise ValueError(
             f"Expected a Gaussian or Laplacian kernel, got kernel={type(kernel).__name__}."
         )
-    points = as_points(points=points)
+    points = distances.points(as_points(points=points))
     n, dim = points.shape
     if dim > 3:
         raise ValueError(f"Expected at most 3 dimensions, got points.shape={points.shape}.")

@@ -15,6 +15,7 @@ from gradkin.kernels.density import (
     normalized_weights,
     same_space,
 )
+from gradkin.matrices.contraction import at_least_float32
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.matrices.kernel_tiles import Function, fill
 from gradkin.matrices.verbs import safe_sqrt
@@ -216,7 +217,8 @@ def next_to_neighbors(
     def both(query: Array, near: Array) -> tuple[Array, Array]:
         valid = near >= 0
         at = jnp.where(valid, near, jnp.zeros_like(near))
-        shares = jnp.full(len(near), 1 / n, points.dtype) if weights is None else weights[at]
+        dtype = at_least_float32(points.dtype)
+        shares = jnp.full(len(near), 1 / n, dtype) if weights is None else weights[at]
         shares = jnp.where(valid, shares, jnp.zeros_like(shares))
         near_values = kernel_row(kernel, query, points[at])
         head = jnp.sum(shares * near_values)
@@ -277,7 +279,7 @@ def checked_kernel(kernel: Any, points: Array) -> Any:
 def integral(kernel: Any, points: Array) -> Array | None:
     """Logarithm of the kernel's integral, None where it is not known."""
     try:
-        return log_normalizer(kernel, points.shape[1]).astype(points.dtype)
+        return log_normalizer(kernel, points.shape[1]).astype(at_least_float32(points.dtype))
     except ValueError:
         return None
 
