@@ -313,6 +313,25 @@ def test_masked_points_do_not_count(key):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_masked_points_are_left_out_of_weights_and_diversity(key, weighted):
+    x, kernel = jax.random.normal(key, (6, 2)), kernels.Gaussian(1.0)
+    mask = jnp.array([True, True, False, True, False, True])
+    p = jnp.arange(1.0, 7.0) / 21
+    sides = (
+        (gradkin.kernel_matrix(kernel, x, mask=mask), p),
+        (gradkin.kernel_matrix(kernel, x[mask]), p[mask] / jnp.sum(p[mask])),
+    )
+    for value in (
+        kernels.vendi_score,
+        functools.partial(kernels.vendi_score, order=2),
+        kernels.internal_diversity,
+        functools.partial(kernels.internal_diversity, power=2),
+    ):
+        found, expected = (value(K, weights=w if weighted else None) for K, w in sides)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_refuses_matrices_of_two_sets_or_with_weights():
     x, kernel = jnp.ones((4, 2)), kernels.Gaussian(1.0)
     for K in (gradkin.kernel_matrix(kernel, x, x), gradkin.kernel_matrix(kernel, x).off_diagonal()):

@@ -92,6 +92,15 @@ def test_slq_of_order_two_leaves_nothing_to_chance(clusters):
     assert found.standard_error < 1e-3
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_slq_leaves_masked_points_out(clusters, weighted):
+    x, kernel = clusters
+    K = gradkin.kernel_matrix(kernel, x, mask=jnp.arange(60) % 3 > 0)
+    options = {"order": 2.0, "weights": jnp.arange(60.0) / 1770 if weighted else None}
+    found = kernels.vendi_score_slq(jax.random.key(0), K, num_matvecs=20, **options)
+    np.testing.assert_allclose(found.score, kernels.vendi_score(K, **options), rtol=1e-4)
+
+
 def test_slq_where_krylov_ends_early():
     """All points alike, or all apart: one product says everything."""
     for K, expected in ((jnp.ones((16, 16)), 1), (jnp.eye(16), 16)):

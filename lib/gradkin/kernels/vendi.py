@@ -39,11 +39,13 @@ def vendi_score(
         array or a `gradkin.kernel_matrix`. Of a kernel matrix, order 2 streams tiles; every other
         order writes the matrix out and takes O(n^3). Of one of `nystrom` or `random_features`
         with rank ``r``, all take O(n r^2), and the diagonal, only nearly 1, is not looked at.
-        Points that a matrix masks do not count.
+        Points that a matrix masks do not count: they are left out, and what ``weights`` says of
+        them with them.
       order: ``q >= 0``: 0 counts the rank, 1 is the paper's score, 2 needs no eigenvalues,
         ``jnp.inf`` looks at the largest one. Small orders mind rare points. May be traced; it is
         not differentiated.
-      weights: ``[n]`` probabilities ``p`` of the points; uniform by default.
+      weights: ``[n]`` probabilities ``p`` of the points; uniform by default. Those of points that
+        are not masked are divided by their sum.
       normalize: whether to divide by :math:`\\sqrt{K_{ii} K_{jj}}` first.
 
     Returns:
@@ -84,9 +86,8 @@ def vendi_score(
     checks.non_negative(order=order)
     n = square(K)
     lazy = isinstance(K, LAZY)
-    p = probabilities(weights, n, np.promote_types(K.dtype, np.float32) if lazy else wide(K).dtype)
-    if lazy and weights is None and K.row_mask is not None:
-        p = jnp.where(K.row_mask, p, jnp.zeros_like(p))
+    dtype = np.promote_types(K.dtype, np.float32) if lazy else wide(K).dtype
+    p = probabilities(weights, n, dtype, K.row_mask if lazy else None)
     if isinstance(K, LowRankMatrix):
         return score_of(moment_of(K, p, normalize), order, name="K")
     if isinstance(K, KernelMatrix) and is_two(order):
@@ -108,8 +109,9 @@ def internal_diversity(
     spectra tie.
 
     Args:
-      K: ``[n, n]`` similarities in [0, 1], an array or a `gradkin.kernel_matrix`.
-      weights: ``[n]`` probabilities; uniform by default.
+      K: ``[n, n]`` similarities in [0, 1], an array or a `gradkin.kernel_matrix`. Points that it
+        masks are left out, as in `vendi_score`.
+      weights: ``[n]`` probabilities; uniform by default, and as there of the points left.
       power: ``s``, to which each similarity is raised; other than 1 writes the matrix out.
 
     Returns:
@@ -133,7 +135,8 @@ def internal_diversity(
     matrix = K if lazy and power == 1 else wide(K.materialize() if lazy else K)
     if power != 1:
         matrix = matrix**power
-    p = probabilities(weights, n, np.promote_types(matrix.dtype, np.float32))
+    dtype = np.promote_types(matrix.dtype, np.float32)
+    p = probabilities(weights, n, dtype, K.row_mask if lazy else None)
     return 1 - jnp.sum(p * (matrix @ p))
 
 
@@ -195,8 +198,16 @@ def wide(x: Any) -> Array:
     return x.astype(np.promote_types(dtype, np.float32))
 
 
-def probabilities(weights: Any, n: int, dtype: np.dtype) -> Array:
-    """The weights checked, or uniform ones."""
+def probabilities(weights: Any, n: int, dtype: np.dtype, mask: Array | None = None) -> Array:
+    """The weights checked, or uniform ones; with a mask, of the points that it keeps."""
+    p = checked_probabilities(weights, n, dtype)
+    if mask is None:
+        return p
+    kept = jnp.where(mask, p, jnp.zeros_like(p))
+    return kept / jnp.sum(kept)
+
+
+def checked_probabilities(weights: Any, n: int, dtype: np.dtype) -> Array:
     if weights is None:
         return jnp.full(n, 1 / n, dtype)
     if np.shape(weights) != (n,):

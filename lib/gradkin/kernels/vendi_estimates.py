@@ -212,7 +212,8 @@ def vendi_score_slq(
     Args:
       key: draws the probes, vectors of signs.
       K: ``[n, n]`` similarities, symmetric and positive semidefinite, ones on the diagonal:
-        an array or a `gradkin.kernel_matrix`.
+        an array or a `gradkin.kernel_matrix`. Points that it masks are left out, as in
+        `vendi_score`.
       order: finite and positive; orders below 1 converge slowly, their functions being steep at 0.
       weights: ``[n]`` probabilities of the points; uniform by default.
       num_probes: ``m``, at least 2.
@@ -248,7 +249,8 @@ def vendi_score_slq(
         raise ValueError(f"Expected num_probes >= 2, got num_probes={num_probes}.")
     if not isinstance(K, LAZY):
         K = wide(K)
-    p = probabilities(weights, n, np.promote_types(K.dtype, np.float32))
+    mask = K.row_mask if isinstance(K, LAZY) else None
+    p = probabilities(weights, n, np.promote_types(K.dtype, np.float32), mask)
     rho = density_matrix(K, p, False)
     return slq_score(key, rho, order, num_probes, num_matvecs)
 
