@@ -59,6 +59,19 @@ def test_mantel(matrices, key):
     assert 0.05 < other.p_value < 0.999
     opposed = test(key, s, -s, num_permutations=99)
     np.testing.assert_allclose(opposed.p_value, 1, rtol=1e-5)
+    assert np.isnan(test(key, jnp.ones((12, 12)), s, num_permutations=99).p_value)
+
+
+def test_mantel_counts_ties(key):
+    """Of four stimuli one permutation in 24 is the identity, and reaches what it does."""
+    z = np.random.default_rng(4).normal(size=(4, 2)).astype(np.float32)
+    judged = jnp.asarray(z @ z.T)
+    predicted = judged + 0.1 * jnp.asarray(np.abs(z[:, None] - z[None]).sum(-1))
+    found = similarity.mantel_test(key, predicted, judged)
+    np.testing.assert_allclose(found.p_value, 1 / 24, atol=0.02)
+    for shift in (0, 10):
+        found = similarity.mantel_test(key, predicted + shift, judged - shift)
+        np.testing.assert_allclose(found.p_value, 1 / 24, atol=0.02)
 
 
 def test_reliability_of_a_known_model(key):
@@ -72,6 +85,17 @@ def test_reliability_of_a_known_model(key):
     np.testing.assert_allclose(similarity.noise_ceiling(found), reached, atol=0.02)
     np.testing.assert_allclose(similarity.noise_ceiling(0.909), 0.953, atol=5e-4)
     assert similarity.noise_ceiling(-0.1) == 0
+
+
+def test_reliability_of_splits_that_oppose(key):
+    """Of the three ways to split four raters one correlates by -1; alone it has no bound."""
+    x, y, z = jax.random.normal(key, (3, 6))
+    ratings = jnp.stack([x, y, z, -1.5 * (x + y) - z])
+    found = similarity.split_half_reliability(key, ratings)
+    assert -100 < found < 1
+    opposed = similarity.split_half_reliability(key, jnp.stack([x, -x]))
+    assert opposed < -1e6
+    assert similarity.noise_ceiling(opposed) == 0
 
 
 def test_tags_as_sets():
@@ -117,6 +141,8 @@ def test_stacked_features():
     stacked = similarity.stack_features(jnp.asarray(x), jnp.full((20, 2), 7.3))
     np.testing.assert_allclose(stacked[:, :3], np.asarray(stats.zscore(x)), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(stacked[:, 3:], 0)
+    units = similarity.stack_features(jnp.array([[1e-4], [3e-4]]), jnp.array([[1e3], [2e3]]))
+    np.testing.assert_allclose(units, [[-1, -1], [1, 1]], rtol=1e-5)
 
 
 fit = jax.jit(similarity.fit_reweighting)
@@ -189,6 +215,8 @@ def test_two_alternatives():
     np.testing.assert_allclose(found.ceiling, (1 + 0.75 + 0.9 + 0.6) / 4, rtol=1e-6)
     swapped = similarity.two_alternative_agreement(b, a, 1 - jnp.array([1.0, 0.25, 0.9, 0.4]))
     np.testing.assert_allclose(swapped.score, found.score, rtol=1e-6)
+    for distances in ((a.at[0].set(jnp.nan), b), (a, b.at[0].set(jnp.nan))):
+        assert np.isnan(similarity.two_alternative_agreement(*distances, a).score)
 
 
 def test_bad_input(matrices, key):

@@ -19,7 +19,8 @@ class MantelTest(NamedTuple):
 
     Attributes:
       correlation: Pearson's, over pairs of stimuli.
-      p_value: one-sided; the share of permutations, the identity included, that reach it.
+      p_value: one-sided; the share of permutations, the identity included, that reach it to
+        rounding. NaN where the correlation is.
     """
 
     correlation: Array
@@ -142,8 +143,12 @@ def mantel_test(
         return correlation(predicted, judged[order][:, order], counted)
 
     null = jax.lax.map(shuffled, jax.random.split(key, num_permutations))
-    reached = jnp.sum((null >= observed).astype(observed.dtype))
-    return MantelTest(observed, (1 + reached) / (1 + num_permutations))
+    # Sums in another order differ by rounding where permutations tie.
+    rounding = 8 * jnp.finfo(observed.dtype).eps
+    reached = jnp.sum((null >= observed - rounding).astype(observed.dtype))
+    # NaN compares false, which would look significant.
+    p_value = jnp.where(jnp.isnan(observed), jnp.nan, (1 + reached) / (1 + num_permutations))
+    return MantelTest(observed, p_value)
 
 
 def split_half_reliability(
@@ -153,7 +158,8 @@ def split_half_reliability(
 
     .. math:: r_{sb} = \\frac{2 r}{1 + r}
 
-    for the correlation r of two halves' means (Spearman 1910, Brown 1910), averaged over splits.
+    for the correlation r of two halves' means (Spearman 1910, Brown 1910). It is r that is averaged
+    over splits: the formula has a pole at -1, where a single split would outweigh all others.
 
     Args:
       key: a PRNG key.
@@ -161,8 +167,9 @@ def split_half_reliability(
       num_splits: >= 1, random splits; with an odd number of raters each leaves one out.
 
     Returns:
-      At most 1. What a prediction without noise can correlate with the mean ratings is
-      `noise_ceiling` of it.
+      At most 1; without a bound below, to ``-inf`` for a mean r of -1. What a prediction without
+      noise can correlate with the mean ratings is `noise_ceiling` of it. NaN where the mean of a
+      half is constant over items.
 
     Raises:
       ValueError: fewer than two raters or three items, or no splits.
@@ -192,10 +199,11 @@ def split_half_reliability(
         one, other = (
             jnp.mean(ratings[chosen], axis=0) for chosen in (order[:half], order[half : 2 * half])
         )
-        r = correlation(one, other, counted)
-        return 2 * r / (1 + r)
+        return correlation(one, other, counted)
 
-    return jnp.mean(jax.lax.map(of_split, jax.random.split(key, num_splits)))
+    r = jnp.mean(jax.lax.map(of_split, jax.random.split(key, num_splits)))
+    r = jnp.clip(r, -1, 1)  # rounding beyond the pole would change the sign
+    return 2 * r / (1 + r)
 
 
 def noise_ceiling(reliability: Scalar) -> Float[Array, ""]:
@@ -318,10 +326,11 @@ def stack_features(*features: Float[Array, "n _"]) -> Float[Array, "n D"]:
             f"{[tuple(np.shape(x)) for x in features]}."
         )
     x = jnp.concatenate(features, axis=1)
+    largest = jnp.max(jnp.abs(x), axis=0, keepdims=True)
     x = x - jnp.mean(x, axis=0, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=0, keepdims=True)
     # What rounding leaves of a constant is not a feature.
-    constant = jnp.sqrt(variance) <= 1e-6 * jnp.max(jnp.abs(jnp.concatenate(features, axis=1)))
+    constant = jnp.sqrt(variance) <= 1e-6 * largest
     return jnp.where(constant, 0, x * jax.lax.rsqrt(jnp.where(constant, 1, variance)))
 
 
@@ -486,7 +495,8 @@ def two_alternative_agreement(
       preference_b: ``[n]``, in [0, 1], the share of judges who prefer b.
 
     Returns:
-      `Agreement`: the score, and the ceiling that the judges' own disagreement sets.
+      `Agreement`: the score, and the ceiling that the judges' own disagreement sets. The score is
+      NaN where any distance is.
 
     Raises:
       ValueError: shapes that differ, or a share outside [0, 1].
@@ -518,6 +528,8 @@ def two_alternative_agreement(
     other = 1 - preference_b
     decided = jnp.where(distance_b < distance_a, preference_b, other)
     score = jnp.where(distance_a == distance_b, 0.5, decided)
+    # NaN compares false, which would decide for a.
+    score = jnp.where(jnp.isnan(distance_a) | jnp.isnan(distance_b), jnp.nan, score)
     return Agreement(jnp.mean(score), jnp.mean(jnp.maximum(preference_b, other)))
 
 
