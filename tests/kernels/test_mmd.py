@@ -99,6 +99,17 @@ def test_mask_leaves_out_even_nan(unbiased):
         np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_too_few_points_left_give_nan(unbiased):
+    x, few = jnp.arange(3.0), np.arange(3) < int(unbiased)
+    for mask in ((few, None), (None, few)):
+        options = {"unbiased": unbiased, "mask": mask}
+        assert np.isnan(kernels.squared_mmd(GAUSSIAN, x, x + 1, **options))
+        assert np.isnan(kernels.energy_distance(x, x + 1, **options))
+    enough = np.arange(3) < 1 + int(unbiased)
+    assert np.isfinite(kernels.energy_distance(x, x, unbiased=unbiased, mask=(enough, enough)))
+
+
 def test_gradients(key):
     x, y = jax.random.normal(key, (4, 2)), jax.random.normal(key, (5, 2)) + 0.5
     of = lambda x, h: kernels.squared_mmd(kernels.Gaussian(h), x, y, unbiased=True)

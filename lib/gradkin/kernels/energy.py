@@ -66,7 +66,8 @@ def energy_distance(
         exact and the value may be negative; needs two points on either side. False includes them
         (never negative beyond rounding).
       weights: a pair of ``[n]`` and ``[m]`` weights or None, as in `squared_mmd`.
-      mask: a pair of ``[n]`` and ``[m]`` booleans or None; False leaves a point out.
+      mask: a pair of ``[n]`` and ``[m]`` booleans or None; False leaves a point out. NaN where
+        fewer points are left than needed.
       block: rows of a tile; chosen automatically.
 
     Returns:

@@ -94,7 +94,12 @@ def squared_mmd(
             within[-1] = within[-1] / (1 - pairwise_sum(jnp.square(share))).astype(K.dtype)
     both = None if mask[0] is None and mask[1] is None else tuple(mask)
     across = expectation(kernel_matrix(kernel, x, y, mask=both, block=block), *shares)
-    return within[0] + within[1] - 2 * across
+    value = within[0] + within[1] - 2 * across
+    for keep in mask:
+        if keep is not None:
+            enough = jnp.sum(jnp.asarray(keep, bool)) >= (2 if unbiased else 1)
+            value = jnp.where(enough, value, jnp.full_like(value, jnp.nan))
+    return value
 
 
 def expectation(K: Any, p: Array | None, q: Array | None) -> Array:
