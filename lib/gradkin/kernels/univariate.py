@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -35,7 +36,7 @@ def pair_sums(x: Array, y: Array) -> PairSums:
       y: ``[n]``.
 
     Returns:
-      `PairSums`, in the order of the points.
+      `PairSums`, in the order of the points. Distances of zero have derivative zero.
 
     References:
       Huo & Szekely (2016), "Fast Computing for Distance Covariance", Technometrics 58.
@@ -45,29 +46,55 @@ def pair_sums(x: Array, y: Array) -> PairSums:
       They merge-sort with a balanced tree of partial sums; the halving here does the same sums with
       vector operations.
     """
-    # Sums of products of large numbers would cancel; distances do not see the shift.
-    x, y = x - jnp.mean(x), y - jnp.mean(y)
-    by_x = jnp.argsort(x)
+    by_x = jnp.lexsort((y, x))
     place = jnp.zeros_like(by_x).at[by_x].set(jnp.arange(len(x)))
     x, y = x[by_x], y[by_x]
-    rank = jnp.zeros_like(by_x).at[jnp.argsort(y)].set(jnp.arange(len(y)))
-    ones = jnp.ones_like(x)
-    count, sum_x, sum_y, sum_xy = concordant(rank, jnp.stack([ones, x, y, x * y]))
-    agree = x * y * count - x * sum_y - y * sum_x + sum_xy
-    everything = x * y * len(x) - x * jnp.sum(y) - y * jnp.sum(x) + jnp.sum(x * y)
-    sums = (row_sums(x), row_sums(y), 2 * agree - everything)
+    by_y = jnp.argsort(y)
+    rank = jnp.zeros_like(by_x).at[by_y].set(jnp.arange(len(y)))
+    same_x, same_y = runs(x), runs(y[by_y])[rank]
+    same_both = jnp.cumsum(changes(x) | changes(y))
+    # Sums of products of large numbers would cancel; distances do not see the shift.
+    x, y = x - jnp.mean(x), y - jnp.mean(y)
+    values = jnp.stack([jnp.ones_like(x), x, y, x * y])
+
+    def products(sums: Array) -> Array:
+        """``sum_j (x_i - x_j) (y_i - y_j)`` of the sums of values over some j."""
+        return x * y * sums[0] - x * sums[2] - y * sums[1] + sums[3]
+
+    agree = products(concordant(rank, values))
+    # In this order all ties agree. Halfway they have no sign: the same value, another derivative.
+    tied = run_sums(values, same_x) + run_sums(values, same_y) - run_sums(values, same_both)
+    half = products(tied) / 2
+    agree = agree - (half - lax.stop_gradient(half))
+    everything = products(jnp.sum(values, axis=1, keepdims=True))
+    sums = (row_sums(x, same_x), row_sums(y, same_y), 2 * agree - everything)
     return PairSums(*(s[place] for s in sums))
 
 
-def row_sums(x: Array) -> Array:
-    """``sum_j |x_i - x_j|`` of ``[n]`` numbers."""
-    order = jnp.argsort(x)
-    ordered = x[order]
-    below = jnp.cumsum(ordered)
-    number = jnp.arange(len(x)).astype(x.dtype)
-    # i + 1 numbers are at most x_i, and n - 1 - i at least.
-    sums = ordered * (2 * number + 2 - len(x)) + (below[-1] - 2 * below)
-    return jnp.zeros_like(x).at[order].set(sums)
+def changes(ordered: Array) -> Array:
+    """Which of ``[n]`` numbers differ from the one before."""
+    return jnp.concatenate([jnp.zeros(1, bool), ordered[1:] != ordered[:-1]])
+
+
+def runs(ordered: Array) -> Array:
+    """For each of ``[n]`` ordered numbers how many different ones are less."""
+    return jnp.cumsum(changes(ordered))
+
+
+def run_sums(values: Array, run: Array) -> Array:
+    """Sums of ``[c, n]`` values over the points of the same run, for each point."""
+    return jax.ops.segment_sum(values.T, run, len(run))[run].T
+
+
+def row_sums(x: Array, run: Array) -> Array:
+    """``sum_j |x_i - x_j|`` of ``[n]`` numbers, of which those of the same run are equal."""
+    below = jnp.pad(jnp.cumsum(x[jnp.argsort(run)]), (1, 0))
+    sizes = jnp.zeros_like(run).at[run].add(1)
+    at_most = jnp.cumsum(sizes)[run]
+    less = at_most - sizes[run]
+    # Equal numbers are on neither side.
+    surplus = (less + at_most - len(x)).astype(x.dtype)
+    return x * surplus + (below[-1] - below[less] - below[at_most])
 
 
 def concordant(rank: Array, values: Array) -> Array:
