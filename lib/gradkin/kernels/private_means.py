@@ -162,10 +162,11 @@ def private_moments(
         Sensitivity(bound * math.sqrt(rows.x.shape[1]), bound),
         Sensitivity(bound**2, bound**2),
     )
-    scales = tuple(
+    of_count, of_total, of_squares = (
         budget.scale(sensitivity, share=share) if share > 0 else math.inf
         for sensitivity, share in zip(sensitivities, shares, strict=True)
     )
+    scales = (of_count, of_total, of_squares)
     moments = _noisy_moments(
         key,
         rows.x,
