@@ -13,7 +13,7 @@ BARE_PEER_PACKAGES := PyHessian==0.1 curvlinops-for-pytorch==3.0.1 backpack-for-
   einops==0.8.2 einconv==0.1.0
 BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice kernel_matrix \
   kernel_density vendi curvature
-PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=worksteal $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
 REPLICATE := gradients/coherence icl/gradient_descent dice/grid_world

@@ -1,8 +1,11 @@
 """What every test runs under: eight virtual CPU devices, strict ranks, strict dtypes."""
 
 import contextlib
+import gc
+import itertools
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +28,20 @@ jaxtyping.install_import_hook("gradkin", "beartype.beartype")
 
 hypothesis.settings.register_profile("gradkin", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("gradkin")
+
+
+# Compiled programs are mapped into memory, and Linux allows a process 65,530 maps: XLA crashes
+# where there are no more.
+MOST_MAPS = 25_000
+tests_run = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Forget compiled programs, now and then, before there are too many."""
+    maps = Path("/proc/self/maps")
+    if next(tests_run) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 raises: Any = pytest.raises

@@ -201,6 +201,20 @@ def test_reads_off_what_the_dense_matrix_has(key):
     assert abs(determinant.value - wanted) < 5 * determinant.standard_error
 
 
+def test_solves_with_zeros_on_the_right():
+    """And goes on improving down to rounding, whatever tolerance is asked for."""
+    found = curvature.solve(
+        jnp.diag(jnp.array([1.0, 2.0, 0.0])), jnp.array([1.0, 1, 0]), damping=0.1
+    )
+    np.testing.assert_allclose(found.value, [1 / 1.1, 1 / 2.1, 0], rtol=1e-5)
+    draw = np.random.default_rng(0)
+    factor = draw.normal(size=(200, 60)).astype(np.float32)
+    found = curvature.solve(
+        factor @ factor.T / 60, draw.normal(size=200).astype(np.float32), damping=0.1, rtol=1e-8
+    )
+    assert found.residual_norm < 1e-5
+
+
 def test_solves_where_damping_makes_it_positive():
     H = gradkin.hessian(loss)(PARAMS, BATCH)
     damping = 1.0 - np.linalg.eigvalsh(dense())[0]

@@ -83,7 +83,11 @@ def _solve(A: Any, b: PyTree, damping: Scalar, rtol: Scalar, *, max_steps: int) 
         matrix = lineax.FunctionLinearOperator(
             damped, jax.ShapeDtypeStruct(b.shape, b.dtype), lineax.positive_semidefinite_tag
         )
-        solver = lineax.CG(rtol=tolerance, atol=0.0, max_steps=max_steps)
+        # An absolute tolerance: a relative one divides by the entries of b, of which some are zero.
+        most = jnp.max(jnp.abs(b))
+        tolerance = tolerance * jnp.where(most > 0, most, jnp.ones_like(most))
+        # Residuals computed anew never fall below rounding, and the search goes astray there.
+        solver = lineax.CG(rtol=0.0, atol=tolerance, max_steps=max_steps, stabilise_every=None)
         found = lineax.linear_solve(matrix, b, solver, throw=False)
     norm = jnp.linalg.norm(b)
     zero = norm == 0
