@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 import gradkin
+from gradkin import curvature
 from tests.matrices import oracle
 from tests.matrices.models import equinox_models, exotic, nnx_models, recurrent
 from tests.matrices.models.model import normal
