@@ -26,7 +26,8 @@ before = dict(jax.config.values)
 modules, start = set(sys.modules), time.process_time()
 import gradkin
 seconds = time.process_time() - start
-assert jax.config.values == before, "import gradkin changed jax.config"
+# jax.extend, in some releases, brings an option of its own; none that was there may change.
+assert before.items() <= jax.config.values.items(), "import gradkin changed jax.config"
 jax.config.update("jax_num_cpu_devices", 3)  # raises where a backend already runs
 assert len(jax.devices("cpu")) == 3
 import json
