@@ -131,3 +131,13 @@ def test_refusals():
         kernels.privacy_spent([PrivacyBudget(1.0)], delta=1.0)
     with pytest.raises(ValueError, match="one relation"):
         kernels.privacy_spent([PrivacyBudget(1.0), PrivacyBudget(1.0, relation="replace_one")])
+
+
+def test_what_is_no_budget():
+    x = jnp.ones((4, 2))
+    with pytest.raises(TypeError, match="Expected budget to be a PrivacyBudget, got 1.0"):
+        kernels.private_kernel_sums(jax.random.key(0), kernels.Gaussian(1.0), x, size=4, budget=1.0)
+    with pytest.raises(TypeError, match="Expected budget to be a PrivacyBudget, got 1.0"):
+        kernels.privacy_spent([1.0])
+    with pytest.raises(TypeError, match="Expected a list of releases, got PrivacyBudget"):
+        kernels.privacy_spent(kernels.PrivacyBudget(1.0))

@@ -140,6 +140,12 @@ class PrivacyBudget:
         return scale * math.sqrt(2) if self.distribution == "laplace" else scale
 
 
+def check_budget(budget: Any) -> None:
+    """Raise TypeError unless this is a budget."""
+    if not isinstance(budget, PrivacyBudget):
+        raise TypeError(f"Expected budget to be a PrivacyBudget, got {budget!r}.")
+
+
 def add_noise(key: PRNGKey, value: Array, scale: Any, distribution: str) -> Array:
     """The value and independent noise on each number; exactly the value at scale zero."""
     draw = jax.random.laplace if distribution == "laplace" else jax.random.normal
@@ -162,6 +168,7 @@ def privacy_spent(releases: Sequence[Any], *, delta: float = 0.0) -> float:
 
     Raises:
       ValueError: releases of different relations, no release, a delta outside [0, 1).
+      TypeError: not a list of releases or budgets.
       ImportError: dp-accounting is missing.
 
     Example:
@@ -173,7 +180,11 @@ def privacy_spent(releases: Sequence[Any], *, delta: float = 0.0) -> float:
       Dwork & Roth (2014), "The Algorithmic Foundations of Differential Privacy", theorem 3.16.
       :cite:`dwork:14`
     """
+    if not isinstance(releases, list | tuple):
+        raise TypeError(f"Expected a list of releases, got {type(releases).__name__}.")
     budgets = [getattr(release, "budget", release) for release in releases]
+    for budget in budgets:
+        check_budget(budget)
     if not budgets:
         raise ValueError("Expected at least one release, got none.")
     if not 0 <= delta < 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradkin import checks
 from gradkin.kernels import distance_trees, private_rows
-from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise
+from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 Function = Callable[[Array], Array]
@@ -174,7 +174,7 @@ def private_l1_distances(
     Raises:
       ValueError: see ``outside``; rows that are not finite, an empty range, no levels, labels
         without ``num_classes``.
-      TypeError: points that are not floating.
+      TypeError: points that are not floating, a budget that is none.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -215,6 +215,7 @@ def private_l1_distances(
         if not np.all(np.isfinite(length) & (length > 0)):
             raise ValueError(f"Expected finite lower < upper, got lower={lower}, upper={upper}.")
     lower, upper = (_ends(v, name, rows.x) for v, name in ((lower, "lower"), (upper, "upper")))
+    check_budget(budget)
     if not isinstance(levels, int) or not 1 <= levels <= 26:
         raise ValueError(f"Expected levels to be an integer from 1 to 26, got levels={levels!r}.")
     rows = private_rows.within_box(rows, lower, upper, outside)
@@ -264,7 +265,7 @@ def private_l2_distances(
 
     Raises:
       ValueError: see `private_l1_distances`; a bound, size or width that is not positive.
-      TypeError: points that are not floating.
+      TypeError: points that are not floating, a budget that is none.
 
     Example:
       >>> import jax, jax.numpy as jnp

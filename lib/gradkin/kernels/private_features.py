@@ -14,7 +14,7 @@ from gradkin.kernels import private_rows
 from gradkin.kernels.exponential_sums import ExponentialSum
 from gradkin.kernels.features import draw_frequencies
 from gradkin.kernels.functions import Exponential, Gaussian, Laplacian
-from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise
+from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 ALLOCATIONS = ("proportional", "equal")
@@ -270,6 +270,7 @@ def private_smooth_kernel_sums(
 def _release(
     key, kernel, rows, terms, size, budget, projection_size, paired, allocation, grouped
 ) -> PrivateKernelSums:
+    check_budget(budget)
     if not callable(getattr(kernel, "spectral_scale", None)):
         raise TypeError(
             "Expected a kernel with a known spectrum (Gaussian, Exponential, Laplacian, Cauchy), "

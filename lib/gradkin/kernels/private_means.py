@@ -12,7 +12,7 @@ import numpy as np
 
 from gradkin import checks
 from gradkin.kernels import private_rows
-from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise
+from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 
@@ -149,6 +149,7 @@ def private_moments(
       Backurs et al. (2024), "Efficiently Computing Similarities to Private Datasets", ICLR,
       arXiv:2403.08917, sections 6 and 11. :cite:`dp-similarities`
     """
+    check_budget(budget)
     checks.positive(max_norm=max_norm)
     if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1, rel_tol=1e-9):
         raise ValueError(f"Expected three shares >= 0 that add up to 1, got shares={shares}.")
