@@ -1,6 +1,7 @@
 """Budgets: the noise they ask for, their shares, and what several releases cost."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,9 +136,13 @@ def test_refusals():
 
 def test_what_is_no_budget():
     x = jnp.ones((4, 2))
+    number: Any = 1.0
+    alone: Any = kernels.PrivacyBudget(1.0)
     with pytest.raises(TypeError, match="Expected budget to be a PrivacyBudget, got 1.0"):
-        kernels.private_kernel_sums(jax.random.key(0), kernels.Gaussian(1.0), x, size=4, budget=1.0)
+        kernels.private_kernel_sums(
+            jax.random.key(0), kernels.Gaussian(1.0), x, size=4, budget=number
+        )
     with pytest.raises(TypeError, match="Expected budget to be a PrivacyBudget, got 1.0"):
         kernels.privacy_spent([1.0])
     with pytest.raises(TypeError, match="Expected a list of releases, got PrivacyBudget"):
-        kernels.privacy_spent(kernels.PrivacyBudget(1.0))
+        kernels.privacy_spent(alone)
