@@ -189,7 +189,7 @@ ONE, FIVE = jnp.zeros((1, 2)), jnp.arange(10.0).reshape(5, 2)
         (lambda: kernels.squared_mmd(GAUSSIAN, FIVE * jnp.nan, FIVE), "Expected x to be finite"),
         (
             lambda: kernels.squared_mmd(GAUSSIAN, FIVE, FIVE, weights=(jnp.zeros(5), None)),
-            "sum of the weights of x > 0",
+            "sum of the weights of x > 0 and finite",
         ),
         (
             lambda: kernels.squared_mmd(GAUSSIAN, FIVE, FIVE, weights=(None, -jnp.ones(5))),

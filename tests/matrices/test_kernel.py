@@ -125,8 +125,19 @@ def test_masked_points_are_never_read():
     assert float(K.mean()) == pytest.approx(R.sum() / present.sum(), rel=1e-5)
     np.testing.assert_allclose(K.mean(0)[COLUMNS], R.sum(0)[COLUMNS] / ROWS.sum(), rtol=1e-5)
     assert not np.any(K.mean(0)[~COLUMNS])
+    # Nor is what stands at them in a vector.
+    right = np.where(COLUMNS, RIGHT[:, 0], np.nan)
+    np.testing.assert_allclose(K @ right, R @ np.where(COLUMNS, right, 0), rtol=1e-4, atol=1e-5)
     one_sided = gradkin.kernel_matrix(pairs, X, broken(Y, COLUMNS), mask=(None, COLUMNS))
     np.testing.assert_allclose(one_sided.sum(1), written_down()[:, COLUMNS].sum(1), rtol=1e-5)
+
+
+def test_numpy_does_not_wrap_it():
+    K = gradkin.kernel_matrix(kernels.Gaussian(), X)
+    with pytest.raises(TypeError, match=r"Expected K.materialize\(\)"):
+        np.asarray(K)
+    with pytest.raises(TypeError, match="function of two points, got a ndarray"):
+        gradkin.kernel_matrix(X, kernels.Gaussian())
 
 
 def test_points_with_themselves():

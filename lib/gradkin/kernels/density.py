@@ -11,7 +11,8 @@ from jaxtyping import Float
 from gradkin import checks
 from gradkin.kernels.functions import Cauchy, Exponential, Gaussian, Laplacian
 from gradkin.matrices.contraction import at_least_float32
-from gradkin.matrices.kernel import finite, kernel_matrix
+from gradkin.matrices.kernel import kernel_matrix
+from gradkin.matrices.kernel_arguments import finite, probabilities
 from gradkin.typing import Array, ArrayLike, Scalar
 
 
@@ -215,13 +216,5 @@ def normalized_weights(weights: Any, points: Array) -> Array | None:
     """Weights over their sum, at least float32, checked where they can be read; None stays None."""
     if weights is None:
         return None
-    if np.shape(weights) != (len(points),):
-        raise ValueError(
-            f"Expected weights of shape ({len(points)},), got weights.shape={np.shape(weights)}."
-        )
-    if checks.is_concrete(weights):
-        w = np.asarray(weights)
-        if not (np.all(np.isfinite(w)) and np.all(w >= 0) and w.sum() > 0):
-            raise ValueError("Expected weights to be finite, >= 0 and not all zero.")
-    weights = jnp.asarray(weights, at_least_float32(points.dtype))
-    return weights / jnp.sum(weights)
+    dtype = at_least_float32(points.dtype)
+    return probabilities(jnp.asarray(weights, dtype), len(points))

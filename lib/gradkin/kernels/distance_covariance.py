@@ -14,10 +14,10 @@ from gradkin import checks
 from gradkin.kernels.centered import MINIMUM, check_matrices, count
 from gradkin.kernels.cka import HSICStats
 from gradkin.kernels.functions import Euclidean
-from gradkin.kernels.hsic import normalized
 from gradkin.kernels.univariate import pair_sums
 from gradkin.matrices import distances
-from gradkin.matrices.kernel import finite, kernel_matrix
+from gradkin.matrices.kernel import kernel_matrix
+from gradkin.matrices.kernel_arguments import finite, probabilities
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.typing import Array, ArrayLike, Scalar
 
@@ -195,7 +195,7 @@ def distance_stats(
     K, L = (kernel_matrix(Euclidean(), points, mask=mask, block=block) for points in (x, y))
     check_matrices((K, L), unbiased=unbiased)
     if weights is not None:
-        weights = normalized(weights, len(K), mask)
+        weights = probabilities(weights, len(K), mask=mask)
     sums = K.centered_sums(L, unbiased=unbiased, weights=weights)
     n = count((K, L), sums.kl.dtype, unbiased=unbiased)
     scale = n * (n - 3) if unbiased else n * n

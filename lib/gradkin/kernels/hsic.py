@@ -5,9 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from gradkin import checks
 from gradkin.kernels.centered import check_matrices, count, shared_mask
-from gradkin.matrices.kernel import factors
+from gradkin.matrices.kernel_arguments import probabilities
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.typing import Array, ArrayLike
 
@@ -77,17 +76,6 @@ def hsic(
         return sums / (n * (n - 3))
     if weights is None:
         return sums / jnp.square(n - 1)
-    share = normalized(weights, len(K), shared_mask((K, L))).astype(sums.dtype)
+    share = probabilities(weights, len(K), mask=shared_mask((K, L))).astype(sums.dtype)
     # centered_sums scales weights to mean 1.
     return sums / jnp.square(n * (1 - pairwise_sum(jnp.square(share))))
-
-
-def normalized(weights: Any, size: int, mask: Array | None) -> Array:
-    """Weights over their sum, checked where they can be read."""
-    weights = factors(weights, size)
-    checks.non_negative(weights=weights)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0)
-    total = pairwise_sum(weights)
-    checks.positive(**{"the sum of weights": total})
-    return weights / total

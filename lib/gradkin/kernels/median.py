@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.matrices import distances
-from gradkin.matrices.kernel import as_points
+from gradkin.matrices.kernel_arguments import as_points
 from gradkin.typing import Array, ArrayLike
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from gradkin import checks
-from gradkin.matrices.kernel import as_points, factors, kernel_matrix
+from gradkin.matrices.kernel import kernel_matrix
+from gradkin.matrices.kernel_arguments import as_points, probabilities
 from gradkin.matrices.kernel_tiles import Function, fill, pairwise_sum
 from gradkin.typing import Array, ArrayLike
 
@@ -85,7 +85,10 @@ def squared_mmd(
         if unbiased and len(points) < 2:
             raise ValueError(f"Expected at least 2 points in {name} for unbiased=True, got 1.")
     sides = [(x, weights[0], mask[0], "x"), (y, weights[1], mask[1], "y")]
-    shares = [probabilities(w, len(points), keep, name) for points, w, keep, name in sides]
+    shares = [
+        None if w is None else probabilities(w, len(p), mask=keep, name=f"the weights of {name}")
+        for p, w, keep, name in sides
+    ]
     within = []
     for (points, _, keep, _), share in zip(sides, shares):
         K = kernel_matrix(kernel, points, mask=keep, block=block)
@@ -111,19 +114,6 @@ def expectation(K: Any, p: Array | None, q: Array | None) -> Array:
         keep = jnp.ones(len(K), bool) if K.row_mask is None else K.row_mask
         return pairwise_sum(jnp.where(keep, means, 0)) / pairwise_sum(keep.astype(K.dtype))
     return pairwise_sum(p.astype(K.dtype) * means)
-
-
-def probabilities(weights: Any, size: int, mask: Any, name: str) -> Array | None:
-    """Weights over their sum, checked where they can be read; None stays None."""
-    if weights is None:
-        return None
-    weights = factors(weights, size)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0)
-    checks.non_negative(**{f"weights of {name}": weights})
-    total = pairwise_sum(weights)
-    checks.positive(**{f"sum of the weights of {name}": total})
-    return weights / total
 
 
 def linear_squared_mmd(kernel: Any, x: ArrayLike, y: ArrayLike) -> MeanEstimate:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin.kernels.centered import centered, check_matrices
-from gradkin.matrices.kernel import as_points, kernel_matrix
+from gradkin.matrices.kernel import kernel_matrix
+from gradkin.matrices.kernel_arguments import as_points
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 

@@ -67,6 +67,10 @@ class KernelMatrix:
     # NumPy arrays on the left of `@` defer to `__rmatmul__`.
     __array_ufunc__ = None
 
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        # Without this NumPy makes an array that holds the matrix as its one object.
+        raise TypeError("Expected K.materialize(): a KernelMatrix is not written down unasked.")
+
     def __len__(self) -> int:
         return self.x.shape[0]
 
@@ -391,7 +395,9 @@ def kernel_matrix(
       [9.0, 5.0, 9.0]
     """
     if not callable(kernel) and not hasattr(kernel, "tile"):
-        raise TypeError(f"Expected kernel to be a function of two points, got {kernel!r}.")
+        raise TypeError(
+            f"Expected kernel to be a function of two points, got a {type(kernel).__name__}."
+        )
     if jax.tree_util.all_leaves([kernel]):
         if hasattr(kernel, "tile"):
             raise TypeError(

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from gradkin import checks
 from gradkin.matrices import arguments
-from gradkin.matrices.kernel_tiles import Placement
+from gradkin.matrices.kernel_tiles import Placement, pairwise_sum
 from gradkin.typing import Array
 
 # Numbers up to which concrete points are checked to be finite: a millisecond.
@@ -44,6 +44,20 @@ def factors(weights: Any, size: int) -> Array:
     if weights.shape != (size,):
         raise ValueError(f"Expected weights to have shape ({size},), got {weights.shape}.")
     return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)
+
+
+def probabilities(
+    weights: Any, size: int, *, mask: Array | None = None, name: str = "weights"
+) -> Array:
+    """Weights over their sum, not negative and not all zero; zero where masked."""
+    weights = factors(weights, size)
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0)
+    checks.non_negative(**{name: weights})
+    total = pairwise_sum(weights)
+    if checks.is_concrete(total) and not 0 < total < np.inf:
+        raise ValueError(f"Expected the sum of {name} > 0 and finite, got {total}.")
+    return weights / total
 
 
 def checked_axis(axis: int | None) -> int | None:

@@ -30,7 +30,10 @@ MOST_BOTH_WAYS = 8
 
 @_verb
 def product(K: Any, vectors: Array) -> Array:
-    """``K @ vectors`` of ``[m]`` or ``[m, c]``."""
+    """``K @ vectors`` of ``[m]`` or ``[m, c]``; what stands at columns left out is not read."""
+    if K.column_mask is not None:
+        mask = K.column_mask.reshape((-1,) + (1,) * (vectors.ndim - 1))
+        vectors = jnp.where(mask, vectors, 0)
     # Many vectors cost more than the entries do; then it does not pay to go both ways.
     if vectors.size <= MOST_BOTH_WAYS * vectors.shape[0] and kernel_halves.applies((K,)):
         return kernel_halves.product(K, vectors)

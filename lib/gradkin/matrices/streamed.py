@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import arguments, contraction, explain, recording, verbs
+from gradkin.matrices import arguments, explain, micro_batches, recording, verbs
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -241,17 +241,8 @@ def _outline(S: StreamedPerExampleGrads) -> PerExampleGrads:
 
 
 def _split(S: StreamedPerExampleGrads, rows: Callable[[Array], Array]) -> tuple[Any, Any]:
-    """Apply ``rows`` to the example axis, moved to the front, of all that has one."""
-
-    def on(axis: int | None, x: Any) -> Any:
-        if axis is None:
-            return x
-        return jnp.moveaxis(rows(jnp.moveaxis(jnp.asarray(x), axis, 0)), 0, axis)
-
-    args = tuple(
-        recording.map_axes(on, axes, arg)
-        for axes, arg in zip(recording.mapped_axes(S.spec), S.args, strict=True)
-    )
+    """``rows`` of the arguments and of what row operations have per example."""
+    args = micro_batches.split(S.args, recording.mapped_axes(S.spec), rows)
     operands = tuple(
         rows(operand) if name in ("scale", "where") else operand
         for (name, _), operand in zip(S.operations, S.operands, strict=True)
@@ -259,52 +250,14 @@ def _split(S: StreamedPerExampleGrads, rows: Callable[[Array], Array]) -> tuple[
     return args, operands
 
 
-def _scan(
-    S: StreamedPerExampleGrads, fun: Callable[[Any, Any], Any], *, stack: bool, extra: Any = ()
-) -> Any:
-    """Map ``fun(args, operands)`` over micro-batches; stack its rows or add its results.
-
-    Micro-batch ``k`` holds the examples ``k, k + n, k + 2 n, ...`` for ``n`` micro-batches, so
-    that a sharded example axis stays sharded. What does not fill a micro-batch comes last.
-    """
-    size = S.batch_size
-    count = S.num_examples // size
-    whole = count * size
-
-    def strided(k: Any) -> Callable[[Array], Array]:
-        def rows(x: Array) -> Array:
-            x = x[:whole].reshape((size, count, *x.shape[1:]))
-            return jax.lax.dynamic_index_in_dim(x, k, axis=1, keepdims=False)
-
-        return rows
-
-    def part(k: Any) -> Any:
-        return fun(*_split(S, strided(k)))
-
-    last = None
-    if whole < S.num_examples:
-        last = fun(*_split(S, lambda x: x[whole:]))
-    if stack:
-        _, stacked = jax.lax.scan(lambda c, k: (c, part(k)), None, jnp.arange(count))
-
-        def unstrided(x: Array) -> Array:
-            return jnp.swapaxes(x, 0, 1).reshape((whole, *x.shape[2:]))
-
-        result = jax.tree.map(unstrided, stacked)
-        if last is None:
-            return result
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), result, last)
-    shapes = jax.eval_shape(part, 0)
-    start = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, contraction.at_least_float32(s.dtype)), shapes
+def _scan(S: StreamedPerExampleGrads, fun: Callable[[Any, Any], Any], *, stack: bool) -> Any:
+    """``fun(args, operands)`` over micro-batches; its rows stacked or its results added."""
+    return micro_batches.scan(
+        lambda rows, _: fun(*_split(S, rows)),
+        num_examples=S.num_examples,
+        batch_size=S.batch_size,
+        stack=stack,
     )
-
-    def add(total: Any, value: Any) -> Any:
-        return jax.tree.map(lambda t, v: t + v.astype(t.dtype), total, value)
-
-    total, _ = jax.lax.scan(lambda c, k: (add(c, part(k)), None), start, jnp.arange(count))
-    total = total if last is None else add(total, last)
-    return jax.tree.map(lambda t, s: t.astype(s.dtype), total, shapes)
 
 
 @functools.partial(_verb, static_argnums=(1, 2))
