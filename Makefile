@@ -13,7 +13,8 @@ BARE_PEER_PACKAGES := PyHessian==0.1 curvlinops-for-pytorch==3.0.1 backpack-for-
   einops==0.8.2 einconv==0.1.0
 BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice kernel_matrix \
   kernel_density vendi curvature
-PYTEST := $(BIN)/python -m pytest -n 2 --dist=worksteal $(PYTEST_ARGS)
+# Four processes on any machine: one alone compiles more programs than Linux lets it map.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist=worksteal $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
 REPLICATE := gradients/coherence icl/gradient_descent dice/grid_world
