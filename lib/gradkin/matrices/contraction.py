@@ -47,6 +47,9 @@ def contract(
     Returns:
       The contraction, accumulated in at least float32.
     """
+    if out and out[-1] in x_labels and out[-1] not in y_labels:
+        # The product's last axis is one of its second factor: laid out as asked, not transposed.
+        x, x_labels, y, y_labels = y, y_labels, x, x_labels
     dtype = accumulator(x, y)
     x, x_labels = _sum_out(x, x_labels, keep={*y_labels, *out}, dtype=dtype)
     y, y_labels = _sum_out(y, y_labels, keep={*x_labels, *out}, dtype=dtype)

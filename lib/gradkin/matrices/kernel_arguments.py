@@ -46,9 +46,7 @@ def factors(weights: Any, size: int) -> Array:
     return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)
 
 
-def probabilities(
-    weights: Any, size: int, *, mask: Array | None = None, name: str = "weights"
-) -> Array:
+def probabilities(weights: Any, size: int, *, mask: Any = None, name: str = "weights") -> Array:
     """Weights over their sum, not negative and not all zero; zero where masked."""
     weights = factors(weights, size)
     if mask is not None:

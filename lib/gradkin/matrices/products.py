@@ -255,11 +255,19 @@ def _pair_outer(p: Part, q: Part, out: list[Hashable], leaf: Leaf) -> Array:
     gram = count({*p.a[1], *q.a[1]}) + count({*p.d[1], *q.d[1]})
     formed = count({*p.a[1], *p.d[1]}) + count({*q.a[1], *q.d[1]}) + count(own | set(out))
     if len(out) > 1 and formed < gram:
-        left = [label for label in (*out, *own) if _has(p, label)]
-        right = [label for label in (*out, *own) if _has(q, label)]
-        x = contraction.contract(*p.a, *p.d, left)
-        y = contraction.contract(*q.a, *q.d, right)
-        return contraction.contract(x, left, y, right, out, precision=HIGHEST)
+        # Stacked layers lead, as they lie in memory; the products of each are then added. The
+        # other axes become one: XLA would copy what it sums over several.
+        lead = [label for label in axes(leaf) if label in both]
+        rest = [label for label in axes(leaf) if label in own and label not in both]
+
+        def rows_of(part: Part) -> Labelled:
+            assert part.a is not None
+            kept = [*lead, *(label for label in out if _has(part, label))]
+            value = contraction.contract(*part.a, *part.d, [*kept, *rest])
+            return value.reshape((*value.shape[: len(kept)], -1)), (*kept, "entries")
+
+        each = contraction.contract(*rows_of(p), *rows_of(q), [*lead, *out], precision=HIGHEST)
+        return jnp.sum(each, range(len(lead)))
 
     if _twins(p, q, own | set(out)):
         summed = [x for x in p.a[1] if x not in own and x not in out]
