@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import arguments, explain, factored, verbs
+from gradkin.matrices import arguments, explain, factored, sketching, verbs
 from gradkin.matrices.leaves import Leaf
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -133,6 +133,20 @@ class PerExampleGrads:
     def kfac_factors(self) -> PyTree:
         """Kronecker factors ``(left, right)`` of each leaf's second moment: see `factored`."""
         return factored.kfac_factors(self)
+
+    def sketch(self, s: Any) -> Array:
+        """Random projections of the rows, ``[B, k]``, whose inner products are unbiased.
+
+        Args:
+          s: a sketch, such as ``gradkin.gradients.RademacherSketch(key, 512)``: a pytree with
+            ``of_leaf(gradients of one parameter) -> [B, size]``, ``size`` and ``combine``.
+
+        Returns:
+          ``[B, size]``, or ``[B, parameters * size]`` with ``combine="concat"``. Which columns are
+          selected, how large the batch is and where it lives do not change the projection.
+        """
+        sketching.check_sketch(s)
+        return sketching.sketch(self, s)
 
     def materialize(self) -> PyTree:
         """All rows multiplied out: a pytree of ``[B, *shape]``."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.matrices import arguments, explain, micro_batches, recording, verbs
+from gradkin.matrices import arguments, explain, micro_batches, recording, sketching, verbs
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.transposed import Transposed
 from gradkin.typing import Array, PyTree
@@ -128,6 +128,11 @@ class StreamedPerExampleGrads:
     def singular_values(self) -> Array:
         """Singular values, largest first (see `PerExampleGrads.singular_values`)."""
         return verbs.singular_values(self.gram())
+
+    def sketch(self, s: Any) -> Array:
+        """Random projections of the rows (see `PerExampleGrads.sketch`)."""
+        sketching.check_sketch(s)
+        return _sketch(self, s)
 
     def materialize(self) -> PyTree:
         """All rows multiplied out: a pytree of ``[B, *shape]``."""
@@ -378,6 +383,11 @@ def _total(S: StreamedPerExampleGrads, weights: Array | None) -> PyTree:
 @_verb
 def _second_moment(S: StreamedPerExampleGrads) -> PyTree:
     return _scan(S, lambda args, operands: _micro(S, args, operands).second_moment(), stack=False)
+
+
+@_verb
+def _sketch(S: StreamedPerExampleGrads, s: Any) -> Array:
+    return _scan(S, lambda args, operands: _micro(S, args, operands).sketch(s), stack=True)
 
 
 @_verb
