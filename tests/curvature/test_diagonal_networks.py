@@ -101,7 +101,9 @@ def test_second_order_is_the_hessian():
     u, v = (np.asarray(PARAMS[name], np.float64) for name in "uv")
     H = gradkin.hessian(loss)(PARAMS, data(WHITE))
     scale = curvature.adaptive_scale(PARAMS)
-    worst = functools.partial(curvature.second_order_sharpness, KEY, H, rho=1.0, kind="worst")
+    worst = functools.partial(
+        curvature.second_order_sharpness, KEY, H, rho=1.0, kind="worst", num_matvecs=8
+    )
     np.testing.assert_allclose(2 * worst().value, np.max(u**2 + v**2), rtol=1e-4)
     found = 2 * worst(scale=scale).value
     np.testing.assert_allclose(found, 2 * np.max((u * v) ** 2), rtol=1e-4)
