@@ -116,7 +116,9 @@ def test_schedule_of_checks():
     number, due, least = schedule(100)
     np.testing.assert_array_equal(number, np.arange(100))
     np.testing.assert_array_equal(np.flatnonzero(due), [22, 41, 57, 70, 80, 87, 93, 99])
-    np.testing.assert_array_equal(least[due], np.ceil(0.75 * np.diff([0, *np.flatnonzero(due)])))
+    np.testing.assert_array_equal(
+        least[due], np.ceil(0.75 * np.diff(np.flatnonzero(due), prepend=0))
+    )
     assert not schedule(1)[1].any()
 
 

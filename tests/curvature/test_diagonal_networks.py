@@ -91,7 +91,7 @@ def test_worst_case_of_one_input_is_found():
     search = lambda key: curvature.worst_case_sharpness(
         key, loss, one, batch, rho=0.4, p=math.inf, num_steps=20, num_restarts=10
     )
-    wanted = curvature.diagonal_network_worst_case_sharpness(**one, rho=0.4)
+    wanted = curvature.diagonal_network_worst_case_sharpness(one["u"], one["v"], rho=0.4)
     np.testing.assert_allclose(jax.jit(search)(KEY).value, wanted, rtol=1e-4)
     np.testing.assert_allclose(wanted, 0.5 * (1.9 * 0.9 - 0.75) ** 2, rtol=1e-5)
 
