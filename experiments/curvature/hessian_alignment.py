@@ -8,8 +8,8 @@ difference of the domains' Hessians in the linear head. Two penalties align them
 Hessian-gradient products, and Hutchinson, on diagonals; both beat empirical risk minimisation
 (ERM) where a spurious feature correlates with the label in training and against it in the test.
 
-    python -m experiments run curvature/hessian_alignment                 # TIME
-    python -m experiments run curvature/hessian_alignment --data mnist
+    python -m experiments run curvature/hessian_alignment                 # 2 minutes, two cores
+    python -m experiments run curvature/hessian_alignment --data mnist    # 4 minutes, two cores
     python -m experiments run curvature/hessian_alignment --preset paper  # for a GPU; not run yet
 
 Three problems. Synthetic: five noisy copies of a shape bit, five of a colour bit; the label is the
@@ -59,7 +59,7 @@ class Config:
     data: str = "digits"
     points: int = 2000
     hidden: tuple[int, ...] = (32, 32)
-    images: int = 700
+    images: int = 1000
     image_hidden: tuple[int, ...] = (64, 64)
     steps: int = 500
     every: int = 50
@@ -257,7 +257,10 @@ def plot(metrics):
             methods = METHODS if problem == "synthetic" else IMAGE_METHODS
             values = metrics[f"{problem}_test"][:, methods.index(method)]
             figures.band(axis, steps, values, label=method, color=colours[method])
-    for axis, title in ((axes[0, 0], "Synthetic"), (axes[0, 1], "Coloured images")):
+    for axis, title in (
+        (axes[0, 0], "Synthetic; dotted: 0.5, 0.75"),
+        (axes[0, 1], "Coloured images"),
+    ):
         axis.axhline(0.75, **grey)
         axis.axhline(0.5, **grey)
         axis.set(xlabel="step", ylabel="test accuracy", ylim=(0, 0.85), title=title)
@@ -296,7 +299,7 @@ ratio = lambda what, method, other: (
 )
 
 
-def beats_erm(problem, method, least, text, reported, verdict="reproduced"):
+def beats_erm(problem, method, least, text, reported, verdict="not reproduced"):
     return claim(
         text=f"{text}: {method} beats ERM on the test domain",
         reported=reported,
@@ -317,7 +320,7 @@ CLAIMS = (
         threshold="test accuracy < 0.3",
     ),
     *(
-        beats_erm("synthetic", method, 0.25, "synthetic", "qualitative, coloured MNIST")
+        beats_erm("synthetic", method, 0.25, "synthetic", "coloured MNIST", "reproduced")
         for method in ("HGP", "Hutchinson")
     ),
     claim(
@@ -326,6 +329,7 @@ CLAIMS = (
         measure=gain("synthetic", "HGP", "IGA"),
         holds=lambda more: more > 0.02,
         threshold="accuracy > IGA's + 0.02",
+        verdict="not reproduced",
     ),
     claim(
         text="synthetic: HGP aligns Hessians",

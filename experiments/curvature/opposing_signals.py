@@ -8,8 +8,8 @@ descent balances them, the loss sharpens along that feature until the step is to
 then the losses of the two groups rise and fall in turn, which shows as a spike. The groups are
 found by what changes most in a step where the loss rises; Adam is less affected.
 
-    python -m experiments run curvature/opposing_signals                  # TIME
-    python -m experiments run curvature/opposing_signals --data fashion_mnist
+    python -m experiments run curvature/opposing_signals                  # a minute, two cores
+    python -m experiments run curvature/opposing_signals --data fashion_mnist   # 3 minutes
     python -m experiments run curvature/opposing_signals --preset paper   # for a GPU; not run yet
 
 Three settings. The population loss of a two-layer linear model, for which all is known: curvature
@@ -18,7 +18,17 @@ that model with few outliers. Images with planted groups: 20 of class 3 and 20 o
 given the same bright corner, in a tanh network with squared loss; the same without them; and the
 same with Adam and with `gradkin.curvature.split_sgd`. The groups are taken at the first step, after
 a few, at which the training loss rises. Sharpness follows one warm-started power iteration per
-step; at the end it is compared with Lanczos.
+step; at the end it is compared with Lanczos. A seed whose loss never rises by 1 % in a step counts
+as failing (share, correlation and cosine 0), which was settled after the first run and changes no
+median of three with one missing.
+
+Seen: in one of three seeds on digits no step raises the loss by 1 %; in the others all forty that
+change most are planted, at cosines of -.57 and -.65 where random groups of the same size have -.13
+and -.56: late in training mean gradients of groups nearly cancel. Among the outliers of the linear
+model most lose together early in a spike, so of the gainers .2 to .9 are outliers. After the first
+steps, which are left out, no planted group's loss rises by more than .02 in a step of Adam and .08
+of split SGD; with descent it is .35 to .90. The claims on both fail all the same, as largest over
+median change is small where a loss oscillates in every step: the measure was fixed beforehand.
 """
 
 import dataclasses
@@ -32,6 +42,7 @@ import optax
 
 import gradkin
 from experiments import figures
+from experiments.curvature.planted import CLASSES, hidden, image_loss, init, plant
 from experiments.curvature.watched import descend
 from experiments.runner import Claim
 from gradkin import curvature
@@ -39,7 +50,6 @@ from gradkin import data as datasets
 
 PAPERS = ("opposing-signals",)
 DATA = ("digits", "mnist", "fashion_mnist")
-CLASSES = (3, 8)
 OPTIMIZERS = ("gradient descent", "Adam", "split SGD")
 SETS = ("planted", "removed")
 WINDOW = 30  # steps from the spike on in which antiphase is measured
@@ -153,42 +163,10 @@ def sampled(config, key, loop):
     return {f"sampled_{name}": jnp.stack([m[name] for m in metrics]) for name in KEPT}
 
 
-def plant(config, key, data):
-    """Images of which some of two classes share a bright corner; which they are, ``[N]`` twice."""
-    rows = jax.random.permutation(key, len(data["y"]))[: config.images]
-    x, y = data["x"][rows], data["y"][rows]
-    chosen = [(y == c) & (jnp.cumsum(y == c) <= config.planted) for c in CLASSES]
-    width = round(x.shape[1] ** 0.5)
-    corner = np.zeros((1, x.shape[1]), np.float32)
-    corner[0, [0, 1, width, width + 1]] = 1
-    dim = 0.3 * x * (1 - corner) + 8 * corner
-    return jnp.where((chosen[0] | chosen[1])[:, None], dim, x), y, chosen
-
-
-def hidden(params, x):
-    return jnp.tanh(x @ params["w1"] + params["b1"])
-
-
-def image_loss(params, example):
-    x, y = example
-    outputs = hidden(params, x) @ params["w2"] + params["b2"]
-    return curvature.squared_error(outputs, jax.nn.one_hot(y, 10))
-
-
-def init(key, features, width):
-    first, second = jax.random.split(key)
-    return {
-        "w1": jax.random.normal(first, (features, width)) / features**0.5,
-        "b1": jnp.zeros(width),
-        "w2": jax.random.normal(second, (width, 10)) / width**0.5,
-        "b2": jnp.zeros(10),
-    }
-
-
 def images(config, key, data, loop):
     """Descent with and without the planted images, and other optimizers with them."""
     draw, start, other = jax.random.split(key, 3)
-    x, y, chosen = plant(config, draw, data)
+    x, y, chosen = plant(draw, data, number=config.images, planted=config.planted)
     planted = chosen[0] | chosen[1]
     params = init(start, x.shape[1], config.hidden)
     without = 1 - planted.astype(jnp.float32)
@@ -283,7 +261,7 @@ def plot(metrics):
 
     for bar, (kind, colour) in enumerate(zip(("losers", "gainers"), figures.COLOURS[1::-1])):
         every = [*metrics["sampled_shares"][..., bar].T, metrics["image_shares"][:, bar]]
-        for at, values in enumerate(every):
+        for at, values in enumerate(np.nan_to_num(every)):
             place = at + 0.4 * bar - 0.2
             label = kind if at == 0 else None
             axes[0, 2].bar(place, np.mean(values), 0.36, color=colour, alpha=0.75, label=label)
@@ -315,7 +293,8 @@ def plot(metrics):
         change = np.abs(np.diff(metrics["image_groups"][:, i], axis=1)).max(2)
         figures.band(axes[1, 2], steps[1:], np.log10(change + 1e-7), label=name, color=colour)
     axes[1, 2].set(xlabel="step", ylabel="log10 change of a group's loss", title="Optimizers")
-    axes[1, 2].legend()
+    axes[1, 2].set(ylim=(None, 3))
+    axes[1, 2].legend(loc="upper right")
     return figure
 
 
@@ -356,7 +335,7 @@ CLAIMS = (
     claim(
         text="images: whose losses change most at the first spike are the planted ones",
         reported="qualitative, CIFAR-10",
-        measure=lambda m: m["image_shares"].mean(1),
+        measure=lambda m: np.nan_to_num(m["image_shares"]).mean(1),
         holds=lambda share: share >= 0.7,
         rule="median",
         threshold="share of the planted among 20 losers and 20 gainers >= 0.7 (chance .04)",
@@ -364,7 +343,7 @@ CLAIMS = (
     claim(
         text="images: the losses of the two groups move in antiphase",
         reported="qualitative, CIFAR-10",
-        measure=lambda m: m["image_antiphase"],
+        measure=lambda m: np.nan_to_num(m["image_antiphase"]),
         holds=lambda correlation: correlation < -0.5,
         rule="median",
         threshold="correlation of the mean changes over 30 steps < -0.5",
@@ -380,11 +359,10 @@ CLAIMS = (
     claim(
         text="images: the mean gradients of the two groups are opposite",
         reported="qualitative, CIFAR-10",
-        measure=lambda m: m["image_cosine"],
+        measure=lambda m: np.nan_to_num(m["image_cosine"]),
         holds=lambda cosine: cosine < -0.5,
         rule="median",
         threshold="cosine < -0.5",
-        verdict="not reproduced",
     ),
     *(
         claim(
@@ -394,6 +372,7 @@ CLAIMS = (
             holds=lambda ratio: ratio < 1,
             rule="median",
             threshold="largest / median change of a planted group's loss < that of descent",
+            verdict="not reproduced",
         )
         for name in OPTIMIZERS[1:]
     ),

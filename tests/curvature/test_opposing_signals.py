@@ -137,7 +137,7 @@ def descend(model, rate, steps):
 
 
 def test_derivatives_of_the_population_risk():
-    slope, bend = jax.grad(risk)(MODEL), jax.hessian(risk)(MODEL)
+    slope, bend = jax.jit(lambda model: (jax.grad(risk)(model), jax.hessian(risk)(model)))(MODEL)
     c, gap = 0.7, 0.7 * MODEL.signal - BETA
     np.testing.assert_allclose(bend.opposing.opposing, MOMENT * c**2, rtol=1e-6)
     np.testing.assert_allclose(MODEL.opposing_curvature(MOMENT), MOMENT * c**2, rtol=1e-6)

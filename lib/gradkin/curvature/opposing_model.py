@@ -42,8 +42,8 @@ class OpposingModel(NamedTuple):
         gap = self.c * self.signal - jnp.asarray(coefficients)
         return (jnp.sum(jnp.square(gap)) + moment * jnp.square(self.c * self.opposing)) / 2
 
-    def opposing_curvature(self, moment: Scalar) -> Float[Array, ""]:
-        """Second derivative of `risk` in ``b_o``, ``alpha c^2``."""
+    def opposing_curvature(self, moment: Scalar) -> Array:
+        """Second derivative of `risk` in ``b_o``, ``alpha c^2``; of each of stacked models."""
         return moment * jnp.square(self.c)
 
 

@@ -58,8 +58,8 @@ def split_sgd(
       >>> optimizer = curvature.split_sgd(1.0, quantile=0.5, momentum=0.0)
       >>> w = jnp.zeros(3)
       >>> _, state = optimizer.update(jnp.array([1.0, -2.0, 4.0]), optimizer.init(w))  # tau: 2
-      >>> optimizer.update(jnp.array([-9.0, 1.0, 0.0]), state)[0].tolist()
-      [2.0, -1.0, 0.0]
+      >>> optimizer.update(jnp.array([-9.0, 1.0, 2.0]), state)[0].tolist()
+      [2.0, -1.0, -2.0]
 
     References:
       Rosenfeld & Risteski (2024), "Outliers with Opposing Signals Have an Outsized Effect on
