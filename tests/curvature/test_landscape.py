@@ -1,5 +1,7 @@
 """Landscapes: quadratics, normalized directions, and functions that rescaling leaves alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,7 +205,7 @@ def test_bad_input_is_named():
         curvature.loss_curve(jnp.sum, w, w, alphas=w)
     with pytest.raises(ValueError, match="batch_size to be a positive integer, got 0"):
         curvature.loss_curve(jnp.sum, w, w, alphas=STEPS, batch_size=0)
-    options = {"alphas": STEPS, "betas": STEPS}
+    options: dict[str, Any] = {"alphas": STEPS, "betas": STEPS}
     with pytest.raises(ValueError, match=r"directions\[1\] to have the shapes"):
         curvature.loss_surface(jnp.sum, w, (w, jnp.ones(2)), **options)
     with pytest.raises(ValueError, match="mode to be one of"):
