@@ -18,10 +18,15 @@ float64 when the data are read. A matrix is solved by a Cholesky factorization f
 rank-one and the zero matrix cost a product with a vector instead, so the fair comparison of those
 is in time, not in solves. The paper's own numbers are in figures only; sizes are those of a
 reproduction in NumPy, thresholds its order of the methods and the theory's rates.
+
+For the logistic loss Gauss-Newton and Fisher are the Hessian itself. The empirical Fisher stands
+for a worse matrix, whose error does not shrink with the gradient: fast at first, then slow. The
+two-layer network is a report without a claim.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +59,7 @@ class Config:
     steps: int = 5000  # of methods without a matrix, and all on Rosenbrock's function
     logistic_steps: int = 2000
     penalty: float = 1e-3  # of the squared weights of logistic regression, halved
-    network: tuple[int, ...] = (8, 16)  # inputs and hidden units
+    network: tuple[int, int] = (8, 16)  # inputs and hidden units
     network_examples: int = 256
     network_steps: int = 50
     products: int = 20  # of conjugate gradients per trial
@@ -159,7 +164,7 @@ def run(config, key, data, loop):
     ):
         problem = Problem(problems.log_sum_exp, matrix)
         steps = config.newton_steps if problem.matrix else config.steps
-        every = max(steps // (200 if problem.matrix else 50), 1)
+        every = max(steps // (200 if problem.matrix else 250), 1)
         history, counts, solves = descend(
             loop, problem, start, steps, every, [1e-9], f"log-sum-exp, {name}", axes=1
         )
@@ -204,8 +209,8 @@ def run(config, key, data, loop):
         found |= {f"logistic_{name}_steps": counts, f"logistic_{name}_gap": history["gap"]}
         found[f"logistic_{name}_at"] = evaluated(history["gap"], every)
 
-    sizes = *config.network, config.network_examples
-    start = jax.vmap(lambda k: problems.draw_network(k, *sizes))(keys[:, 1])
+    (inputs, hidden), examples = config.network, config.network_examples
+    start = jax.vmap(lambda k: problems.draw_network(k, inputs, hidden, examples))(keys[:, 1])
     problem = Problem(problems.network_loss, problems.network_matrix)
     history, _, _ = descend(
         loop, problem, start, config.network_steps, 1, [0.0], "network", config.products
@@ -269,7 +274,7 @@ def plot(metrics):
     for panel, title in ((0, "Log-sum-exp, temperature 1"), (1, "Temperature 0.1")):
         axes[0, panel].set(xscale="log", yscale="log", title=title, xlabel="step")
         axes[0, panel].set(ylabel="loss above minimum")
-        axes[0, panel].legend()
+        axes[0, panel].legend(loc="lower left")
     axes[0, 2].set(xscale="log", yscale="log", xlabel="norm of the gradient", ylabel="radius")
     axes[0, 2].set(title="Radius, temperature 0.1")
     axes[0, 2].legend()
@@ -308,7 +313,7 @@ def plot(metrics):
     return figure
 
 
-def claim(text, measure, holds, threshold, verdict="reproduced"):
+def claim(text, measure, holds, threshold, verdict: Any = "reproduced"):
     return Claim(
         text=text,
         paper=PAPERS[0],
@@ -363,5 +368,6 @@ CLAIMS = (
         lambda m: slowing(m, "fisher"),
         lambda ratio: ratio <= 2,
         "steps from 1e-3 to 1e-5 <= 2 x steps from 1e-1 to 1e-3",
+        "not reproduced",
     ),
 )

@@ -16,12 +16,18 @@ The papers' zoos are residual networks and transformers; here the whole grid is 
 network with one hidden layer on 64 pixels or less. Units that a width lacks start at zero and so
 stay there. All models see micro-batches of 8 and each takes a step when its own batch is full:
 equal epochs, so the number of steps differs; a second grid has equal steps. A tenth of the labels
-is drawn anew. Claims and thresholds are those of a run made before this one (width 256 was its
-largest; 128 is here); thresholds of phases are fixed beforehand and no count of phases is claimed.
+is drawn anew. Thresholds of phases are fixed beforehand, and no count of phases is claimed.
+
+Claims and thresholds are those of a run made before this one, whose largest width was 256 and whose
+inputs had a scale that is not known. Training goes less far here: narrow networks end so high that
+the curve between two of them is better than they are, and so it is, by .034 where .030 was allowed,
+between wide ones with batches of 128. That curves of low error exist does not say that averages are
+good; matched unit by unit, most are.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -222,8 +228,11 @@ def cells(config, values, batches):
 
 def rank_correlation(metrics, left, right):
     """Spearman's, over all cells."""
-    pairs = zip(metrics[left], metrics[right])
-    return np.array([stats.spearmanr(a.ravel(), b.ravel()).statistic for a, b in pairs])
+    found = []
+    for a, b in zip(metrics[left], metrics[right]):
+        result: Any = stats.spearmanr(a.ravel(), b.ravel())
+        found.append(result.statistic)
+    return np.array(found)
 
 
 def corner(ckas):
@@ -249,10 +258,11 @@ def plot(metrics):
     for axis, (name, title, form, columns) in zip(axes.flat, panels):
         mean = metrics[name].mean(0)
         middle = np.median(metrics[name], axis=0)
-        axis.imshow(middle if name == "phase" else mean, cmap="Blues", aspect="auto")
+        shown = middle / 4 if name == "phase" else (mean - mean.min()) / (np.ptp(mean) or 1)
+        axis.imshow(shown, cmap="Blues", aspect="auto", vmin=0, vmax=1.2)
         for (row, column), value in np.ndenumerate(mean):
             text = form.format(value) or curvature.PHASES[int(middle[row, column])]
-            bright = (mean[row, column] - mean.min()) > 0.6 * (np.ptp(mean) or 1)
+            bright = shown[row, column] > 0.6
             axis.text(column, row, text, ha="center", va="center", color="w" if bright else "k")
         axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(widths)), widths)
@@ -266,12 +276,13 @@ def plot(metrics):
     ):
         last.plot(-metrics[name].ravel(), metrics[rise].ravel(), ".", label=label)
     last.set(xlabel="barrier of training error", ylabel="error rise", title="Who averages well?")
-    last.legend()
+    last.margins(y=0.35)
+    last.legend(loc="upper left")
     return figure
 
 
-def claim(text, measure, holds, threshold, verdict, reported="qualitative", rule="every"):
-    return Claim(text, "phase-model-zoo", reported, measure, holds, rule, threshold, verdict)
+def claim(text, measure, holds, threshold, verdict: Any, rule: Any = "every"):
+    return Claim(text, PAPERS[0], "qualitative", measure, holds, rule, threshold, verdict)
 
 
 CLAIMS = (
@@ -301,14 +312,14 @@ CLAIMS = (
         lambda m: np.mean(m["connectivity"][:, 0, :-1], axis=1),
         lambda mc: mc <= -0.05,
         "mode connectivity at the least width <= -0.05, mean of batches to 128",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "wide networks are well connected",
         lambda m: np.max(np.abs(m["connectivity"][:, -2:, :-1]), axis=(1, 2)),
         lambda mc: mc <= 0.03,
         "|mode connectivity| <= 0.03, widths 64 and up, batches to 128",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "outputs are more alike in wide networks",

@@ -100,7 +100,11 @@ def descend(loop, problem, start, num_steps, every, tolerances, name, products=1
     tolerances = jnp.asarray(tolerances, jnp.float32)
     one = functools.partial(advance, problem, bound, tolerances)
     measure = functools.partial(observe, data=None)
-    begin = lambda start: init(problem, bound(start[0]), *start, len(tolerances))
+
+    def begin(start):
+        arguments, params = start
+        return init(problem, bound(arguments), arguments, params, len(tolerances))
+
     for _ in range(axes):
         one, measure, begin = jax.vmap(one), jax.vmap(measure), jax.vmap(begin)
     state, history = loop(

@@ -56,7 +56,7 @@ def test_gradient_of_bounded_change():
     quadratic = lambda x: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * x**2)
     at = jnp.array([1.0, 0.5])
     ball = curvature.smoothness_radius(
-        KEY, quadratic, at, radii=RADII, num_directions=300, region="ball"
+        KEY, quadratic, at, None, radii=RADII, num_directions=300, region="ball"
     )
     norm = np.linalg.norm([1.0, 2.0])
     assert norm / 4 - 1e-4 <= ball <= 1.01 * norm / 4
@@ -75,12 +75,12 @@ def test_gradient_of_bounded_change():
 
 def test_bad_input():
     with pytest.raises(ValueError, match="region"):
-        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), radii=RADII, region="cone")
+        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), None, radii=RADII, region="cone")
     with pytest.raises(ValueError, match="ascending"):
-        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), radii=RADII[::-1])
+        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), None, radii=RADII[::-1])
     with pytest.raises(ValueError, match="radii > 0"):
-        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), radii=jnp.array([0.0, 1.0]))
+        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), None, radii=jnp.array([0.0, 1.0]))
     with pytest.raises(ValueError, match="num_directions"):
-        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), radii=RADII, num_directions=0)
+        curvature.smoothness_radius(KEY, cubic, jnp.ones(1), None, radii=RADII, num_directions=0)
     with pytest.raises(ValueError, match="curvature to have shape"):
         curvature.smoothness_radius(KEY, cubic, jnp.ones(1), jnp.eye(2), radii=RADII)

@@ -1,7 +1,7 @@
 """Newton steps with approximate Hessians, damped in proportion to the norm of the gradient."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ class GNSResult(NamedTuple):
 
 
 def gns(
-    curvature_fn: Callable[[PyTree], Any] | None = None,
+    curvature_fn: Callable[[PyTree], Any] | None,
     *,
     gamma: Scalar = 1.0,
     metric: ArrayLike | None = None,
@@ -87,8 +87,8 @@ def gns(
 
     .. math:: f(x_k) - f(x_{k+1}) \\ge \\|g_{k+1}\\|_*^2 / (8 \\lambda_k)
 
-    and doubled for the next step, halved otherwise. Without ``curvature_fn`` the method is gradient
-    descent with the step length ``gamma / |g|``.
+    and doubled for the next step, halved otherwise. Where ``curvature_fn`` is None the method is
+    gradient descent with the step length ``gamma / |g|``.
 
     Args:
       curvature_fn: ``params -> H``: an array ``[P, P]`` over the parameters in the order of their
@@ -208,7 +208,7 @@ def gns(
         )
         return unravel(jnp.where(moved, -found.step, zeros)), new_state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def minimize_gns(
@@ -275,9 +275,10 @@ def minimize_gns(
 
     def step(carry: tuple[PyTree, GNSState, Array]) -> tuple[PyTree, GNSState, Array]:
         params, state, count = carry
-        updates, state = optimizer.update(
-            state.grad, state, params, value=state.value, value_fn=fun
+        updates, moved = optimizer.update(
+            state.grad, cast(Any, state), params, value=state.value, value_fn=fun
         )
+        state = cast(GNSState, moved)
         params = jax.tree.map(jnp.add, params, updates)
         return params, state, count + state.accepted.astype(count.dtype)
 
@@ -287,7 +288,7 @@ def minimize_gns(
         return unfinished & state.accepted & (count < max_steps)
 
     value, grad = jax.value_and_grad(fun)(params)
-    start = optimizer.init(params)
+    start = cast(GNSState, optimizer.init(params))
     start = start._replace(value=value.astype(start.value.dtype), grad=grad)
     params, state, count = jax.lax.while_loop(
         goes_on, step, (params, start, jnp.zeros((), jnp.int32))

@@ -18,7 +18,7 @@ def smoothness_radius(
     key: PRNGKey,
     fun: Callable[[PyTree], Any],
     params: PyTree,
-    H: Any = None,
+    H: Any,
     *,
     radii: Float[ArrayLike, " radii"],
     num_directions: int = 100,
