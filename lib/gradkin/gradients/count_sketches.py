@@ -99,6 +99,10 @@ class TensorSketch:
 
       Avron, Nguyen & Woodruff (2014), "Subspace Embeddings for the Polynomial Kernel".
       :cite:`avron:14`
+
+    Note:
+      XLA does not split Fourier transforms: on a sharded batch it gathers the count sketches of
+      the factors, ``B T k`` numbers, on every device.
     """
 
     key: Any
