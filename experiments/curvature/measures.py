@@ -40,36 +40,43 @@ def of_network(config, predict, key, params, data):
     number = min(MOST, len(data["y"]))
     batch = (data["x"][:number], data["y"][:number])
     adaptive = curvature.adaptive_scale(params)
-    keys = jax.random.split(key, len(NAMES))
-    average = lambda i, scale: (
-        curvature.average_sharpness(
-            keys[i], loss, params, batch, rho=config.radii[i], scale=scale, num_samples=config.draws
+    scales = jax.tree.map(lambda c: jnp.stack([jnp.ones_like(c), c]), adaptive)
+    keys, radii = jax.random.split(key, len(NAMES)), jnp.array(config.radii)
+
+    def average(given):
+        key, rho, scale = given
+        return curvature.average_sharpness(
+            key, loss, params, batch, rho=rho, scale=scale, num_samples=config.draws
         ).value
-    )
-    worst = lambda i, loss, **options: (
-        curvature.worst_case_sharpness(
-            keys[i],
+
+    def worst(loss, p, given):
+        key, rho, scale = given
+        return curvature.worst_case_sharpness(
+            key,
             loss,
             params,
             batch,
-            rho=config.radii[i],
+            rho=rho,
+            p=p,
+            scale=scale,
             group_size=number // GROUPS,
             num_steps=config.ascent,
-            **options,
         ).value
-    )
+
+    # Standard and adaptive by one program.
+    both = lambda fun, places: jax.lax.map(fun, (keys[places], radii[places], scales))
     grads = jax.grad(functools.partial(two_layer.mean_loss, predict))(params, *batch)
-    values = (
-        average(0, None),
-        average(1, adaptive),
-        worst(2, loss, p=2),
-        worst(3, loss, p=math.inf),
-        worst(4, loss, p=math.inf, scale=adaptive),
-        worst(5, normalized, p=math.inf, scale=adaptive),
-        curvature.sam_sharpness(loss, params, batch, rho=config.radii[6]),
+    values = jnp.concatenate(
+        [
+            both(average, slice(0, 2)),
+            worst(loss, 2, (keys[2], radii[2], None))[None],
+            both(functools.partial(worst, loss, math.inf), slice(3, 5)),
+            worst(normalized, math.inf, (keys[5], radii[5], adaptive))[None],
+            curvature.sam_sharpness(loss, params, batch, rho=config.radii[6])[None],
+        ]
     )
     return {
-        "sharpness": jnp.stack(values),
+        "sharpness": values,
         "first_order": curvature.first_order_sharpness(grads, rho=config.radii[6]),
         "train": error(data["x"], data["y"]),
         **{name: error(data[name], data["y_test"]) for name in ("test", "noise", "rotation")},
