@@ -229,13 +229,15 @@ def plot(metrics):
     figure, axes = figures.panels(2, 3, width=3.7)
     for axis, sweep in zip(axes[0], ("width", "classes")):
         sizes = metrics[f"params_by_{sweep}"][0]
-        for i, size in enumerate(sizes):
-            values = metrics[f"eigenvalues_{sweep}_{i}"]
-            shown = min(60, values.shape[1])
-            label = f"{int(size)} parameters"
-            figures.band(axis, np.arange(1, shown + 1), np.abs(values[:, :shown]), label=label)
+        for i, (size, colour) in enumerate(zip(sizes, figures.COLOURS)):
+            values = np.abs(metrics[f"eigenvalues_{sweep}_{i}"][:, :60])
+            ranks = np.arange(1, values.shape[1] + 1)
+            axis.plot(ranks, values.T, color=colour, linewidth=0.6, alpha=0.5)
+            axis.plot(
+                ranks, np.median(values, axis=0), color=colour, label=f"{int(size)} parameters"
+            )
         axis.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue")
-        axis.legend()
+        axis.legend(loc="lower left")
     axes[0, 0].set(title="Wider: the same large eigenvalues")
     axes[0, 1].set(title="More classes: more of them")
     for i in range(metrics["real_large"].shape[1]):
@@ -253,8 +255,8 @@ def plot(metrics):
         values = metrics[f"large_by_{sweep}"]
         label = {"width": "wider", "classes": "more classes"}[sweep]
         figures.band(axes[1, 0], sizes, values, label=label, marker="o", ms=4, color=colour)
-    axes[1, 0].set(xlabel="parameters", ylabel="eigenvalues above 0.05 of the largest")
-    axes[1, 0].set(title="What adds large eigenvalues", xscale="log")
+    axes[1, 0].set(xlabel="parameters", ylabel="eigenvalues > 0.05 of the largest")
+    axes[1, 0].set(title="What adds large eigenvalues")
     axes[1, 0].legend()
     overlap = np.concatenate([metrics["overlap"], metrics["real_overlap"]], axis=1)
     residual = np.concatenate([metrics["residual"], metrics["real_residual"]], axis=1)
@@ -268,8 +270,8 @@ def plot(metrics):
     for i, line in enumerate(basins.LINES):
         figures.band(axes[1, 2], basins.ALPHAS, metrics["line_losses"][:, i], label=f"to: {line}")
     axes[1, 2].set(xlabel="from the end of large batches", ylabel="training loss")
-    axes[1, 2].set(title="Straight lines", yscale="log")
-    axes[1, 2].legend()
+    axes[1, 2].set(title="Straight lines", yscale="log", ylim=(2e-3, 10))
+    axes[1, 2].legend(loc="upper left")
     return figure
 
 
