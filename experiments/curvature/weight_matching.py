@@ -18,6 +18,15 @@ Perceptrons of two hidden layers, as in the paper for MNIST and Fashion-MNIST; i
 networks are left out. The straight-through estimator starts from random latent weights (from a's
 own weights its first projection is weight matching itself; shown beside it) and takes the
 permutation of the lowest training loss of all its steps.
+
+Seen on digits: weight matching lowers the barrier in test loss from .89 to .13 at width 64 and from
+.54 to .11 at width 256 (in the worst of nine pairs to .31 of what it was); it shortens the distance
+by 15 and 13 %. Matching by activations connects better (.04 and .03) and aligns singular directions
+less (R = .11 and .05, by weights .20 and .16): their alignment alone does not tell how well two
+networks connect. Of what should make it easier little is seen once networks are matched: barriers
+are so low that single pairs decide. STE from a random start connects b to a as well as weights do
+(.14) without aligning them (R = .04), and b to c worse (.66 against .45); yet the mean of all three
+classifies no worse (.92 against .88).
 """
 
 import dataclasses
@@ -149,7 +158,7 @@ def plot(metrics):
     for method, name in enumerate(METHODS[:3]):
         figures.band(axes[0, 1], width, metrics["barrier"][:, :, method, 1], marker="o", label=name)
     axes[0, 1].set(xlabel="width", ylabel="barrier, test loss", xscale="log")
-    axes[0, 1].set(title="Wider networks connect")
+    axes[0, 1].set(title="By width")
     axes[0, 1].set_xticks(width, [str(w) for w in width])
     axes[0, 1].minorticks_off()
     axes[0, 1].legend()
@@ -180,8 +189,10 @@ def plot(metrics):
         )
         for seed in values:
             axes[1, 1].plot(places + 0.4 * bar - 0.2, seed, ".", color="#2b3138", ms=4)
-    for place, accuracy in zip(places, metrics["three_accuracy"].mean(0)):
-        axes[1, 1].text(place, 0, f"{accuracy:.2f}", ha="center", va="bottom", fontsize=7)
+    top = np.maximum(metrics["three_to_first"], metrics["three_second_to_third"]).max(0)
+    for place, height, accuracy in zip(places, top, metrics["three_accuracy"].mean(0)):
+        axes[1, 1].text(place, height + 0.03, f"{accuracy:.2f}", ha="center", fontsize=7)
+    axes[1, 1].set_ylim(0, 1.25 * top.max())
     axes[1, 1].set_xticks(places, names, fontsize=7)
     axes[1, 1].set(ylabel="barrier, test loss", title="Three networks; accuracy of their mean")
     axes[1, 1].legend()
@@ -232,7 +243,7 @@ CLAIMS = (
         lambda value: value <= 0.3,
         "every",
         "barrier in test loss after / before <= 0.3, worst width",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "it hardly shortens the distance",
@@ -288,7 +299,7 @@ CLAIMS = (
         lambda value: value > 0.05,
         "every",
         "R after - before > 0.05, all directions, least of the widths",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "wider networks are closer to connected",
@@ -296,7 +307,7 @@ CLAIMS = (
         lambda value: value < 1,
         "every",
         "barrier after matching, widest / narrowest < 1",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "so are networks with weight decay",
@@ -304,7 +315,7 @@ CLAIMS = (
         lambda value: value < 1,
         "mean",
         "barrier after matching, with / without < 1",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "and networks trained at a higher learning rate",
@@ -336,6 +347,6 @@ CLAIMS = (
         lambda value: value > 0,
         "mean",
         "test accuracy, by weights - by STE > 0",
-        "reproduced",
+        "not reproduced",
     ),
 )
