@@ -61,10 +61,10 @@ def assign_on_host(scores: Array) -> np.ndarray:
     """The permutations of a batch of scores, by SciPy."""
     from scipy.optimize import linear_sum_assignment
 
-    scores = np.asarray(scores)
-    found = np.empty(scores.shape[:-1], np.int32)
-    for index in np.ndindex(scores.shape[:-2]):
-        one = scores[index]
+    table = np.asarray(scores)
+    found = np.empty(table.shape[:-1], np.int32)
+    for index in np.ndindex(table.shape[:-2]):
+        one = table[index]
         finite = np.isfinite(one).all()
         found[index] = linear_sum_assignment(one, True)[1] if finite else np.arange(len(one))
     return found

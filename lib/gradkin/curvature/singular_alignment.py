@@ -106,4 +106,5 @@ def decomposed(weight: Array) -> tuple[Array, Array, Array]:
     """The thin singular value decomposition, the last axis against the rest."""
     weight = jnp.asarray(weight)
     wide = weight.astype(np.promote_types(weight.dtype, np.float32))
-    return jnp.linalg.svd(wide.reshape(-1, weight.shape[-1]), full_matrices=False)
+    u, s, v = jnp.linalg.svd(wide.reshape(-1, weight.shape[-1]), full_matrices=False)
+    return u, s, v
