@@ -19,6 +19,10 @@ Networks below 0.99 training accuracy are left out. Images are pooled to at most
 tau with each, over all networks and within learning rates. The radii were fixed on another seed,
 by the size of sharpness alone. The `paper` preset has CIFAR-10 and ResNet-18, but group-normalised
 and without augmentation.
+
+On digits the errors span 2.2 to 3.6 %, and the correlations are weak: of 15 intervals (five
+measures, three seeds; 95 %, networks resampled) 7 exclude zero with the test error, all positive,
+and 10 with rotation, all negative. Within a learning rate most correlations vanish.
 """
 
 import dataclasses
@@ -252,11 +256,12 @@ def plot(metrics):
                 "o",
                 ms=4,
                 color=colour,
-                label=f"learning rate {rate:.2g}",
+                label=f"rate {rate:.2g}",
             )
-        axis.set(xlabel=f"sharpness: {measures.NAMES[measure]}", ylabel="test error", xscale="log")
-        axis.set_title(f"tau {metrics['tau'][0, measure, 0]:.2f} (one seed)")
-        axis.legend()
+        axis.set(xlabel=f"sharpness: {measures.NAMES[measure]}", ylabel="test error")
+        axis.set_title(f"One seed: tau {metrics['tau'][0, measure, 0]:.2f}")
+        axis.margins(y=0.35)
+        axis.legend(fontsize=7, loc="upper left", ncols=3, columnspacing=0.6, handletextpad=0)
     places = np.arange(len(measures.NAMES))
     for axis, name, title in (
         (axes[0, 2], "tau", "Over all networks"),
