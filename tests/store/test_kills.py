@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # More, and for longer, where the environment asks for it.
-KILLS = int(os.environ.get("GRADKIN_KILLS", "24"))
+KILLS = int(os.environ.get("GRADKIN_KILLS", "12"))
 
 
 @pytest.mark.slow

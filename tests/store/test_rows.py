@@ -98,8 +98,8 @@ def test_rows_of_another_kind_are_refused(shape, dtype, error, match):
         rows.as_rows(np.zeros(shape, dtype), 3)
 
 
-def test_default_shards_have_64_mib():
-    assert default_shard_size(1024, "float32") == 16384
-    assert default_shard_size(1024, "int8") == 65536
-    assert default_shard_size(1000, "bfloat16") == 32768
+def test_default_shards_have_8_mib():
+    assert default_shard_size(1024, "float32") == 2048
+    assert default_shard_size(1024, "int8") == 8192
+    assert default_shard_size(1000, "bfloat16") == 4096
     assert default_shard_size(10**9, "float32") == 1

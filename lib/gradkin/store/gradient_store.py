@@ -1,5 +1,6 @@
 """A gradient store: rows of features of many examples, under several checkpoints, on disk."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -19,6 +20,8 @@ from gradkin.store.progress import shown
 from gradkin.store.top_k import TopK
 from gradkin.typing import Array
 
+# Shards of one call that are encoded and written at a time.
+WRITERS = 4
 Features = Float[Array, "n dim"] | Float[np.ndarray, "n dim"]
 
 
@@ -110,11 +113,18 @@ class GradientStore:
             )
         for offset, local in writing.local_rows(features):
             array, first = rows.as_rows(local, self.spec.dim), start + offset
-            for entry in writing.commits(self.folder, self.spec, checkpoint, first, len(array)):
+            entries = writing.commits(self.folder, self.spec, checkpoint, first, len(array))
+
+            def commit(entry: Entry, array: np.ndarray = array, first: int = first) -> None:
                 at = slice(entry.start - first, entry.stop - first)
                 codes, scales = rows.encode(array[at], self.spec, start=entry.start)
                 arrays = {"features": codes, "scales": scales}
                 shards.commit(self.folder, self.spec, checkpoint, entry, arrays)
+
+            # Shards do not depend on each other: one is encoded while others wait for the disk.
+            with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
+                for done in [pool.submit(commit, entry) for entry in entries]:
+                    done.result()
 
     def fill(
         self,
@@ -338,7 +348,7 @@ def create_store(
       dtype: ``float32``; ``bfloat16``; or ``int8`` with a factor for each row, where every value
         is off by 1/254 of the row's largest at most.
       shard_size: examples of a shard: what is committed, read and lost at a time. Default: as many
-        as fill 64 MiB, a power of two.
+        as fill 8 MiB, a power of two.
       sketch: what made the rows, for instance the sketch and its key; stores that differ in it
         refuse to be compared.
 

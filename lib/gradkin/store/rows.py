@@ -48,9 +48,10 @@ def encode(features: np.ndarray, spec: Spec, *, start: int = 0) -> tuple[np.ndar
       as it is stored.
 
     Raises:
-      ValueError: a row is not finite, or becomes so in ``bfloat16``.
+      ValueError: a row is not finite, or is not in ``bfloat16``.
     """
-    codes = np.empty(features.shape, spec.stored_dtype)
+    plain = spec.dtype == "float32"
+    codes = features if plain else np.empty(features.shape, spec.stored_dtype)
     scales = np.empty((len(features), 2), np.float32)
     step = max(1, BLOCK_BYTES // (4 * max(1, spec.dim)))
     for first in range(0, len(features), step):
@@ -58,29 +59,39 @@ def encode(features: np.ndarray, spec: Spec, *, start: int = 0) -> tuple[np.ndar
         block = features[rows]
         largest = np.maximum(block.max(axis=1), -block.min(axis=1))
         fits = np.isfinite(largest)
+        scale = np.ones(len(block), np.float32)
         if spec.dtype == "int8":
             scale = largest / np.float32(127)
             scale[scale < TINY] = 0
             inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
             with np.errstate(invalid="ignore"):  # of rows that are refused below
                 codes[rows] = np.rint(block * inverse[:, None])
-        else:
-            scale = np.ones(len(block), np.float32)
+        elif not plain:
             with np.errstate(over="ignore"):
                 codes[rows] = block.astype(spec.stored_dtype)
-            if spec.dtype == "bfloat16":
-                fits &= np.isfinite(codes[rows].astype(np.float32)).all(axis=1)
+        stored = block if plain else codes[rows].astype(np.float32)
+        norms = norms_of(stored)
+        fits &= np.isfinite(norms)
         if not fits.all():
             bad = start + first + int(np.argmin(fits))
             raise ValueError(
                 f"Expected features that are finite in {spec.dtype}, got others in the row of "
                 f"example {bad}."
             )
-        stored = codes[rows] if spec.dtype == "float32" else codes[rows].astype(np.float32)
-        squares = np.einsum("ij,ij->i", stored, stored, dtype=np.float64)
         scales[rows, SCALE] = scale
-        scales[rows, NORM] = np.minimum(np.sqrt(squares) * scale, np.finfo(np.float32).max)
+        scales[rows, NORM] = np.minimum(norms * scale, np.finfo(np.float32).max)
     return codes, scales
+
+
+def norms_of(x: np.ndarray) -> np.ndarray:
+    """Norms of float32 rows, float64; of few rows the squares need float64 too."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", x, x).astype(np.float64)
+        far = ~((squares > 1e-20) & (squares < 1e30))
+        if far.any():
+            wide = x[far].astype(np.float64)
+            squares[far] = np.einsum("ij,ij->i", wide, wide)
+        return np.sqrt(squares)
 
 
 def decode(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -154,7 +154,7 @@ def products(queries: Array, codes: Array) -> Array:
     def dot(codes: Array) -> Array:
         return lax.dot_general(
             queries,
-            codes.astype(queries.dtype),
+            widened(codes),
             (((1,), (1,)), ((), ())),
             precision=lax.Precision.HIGHEST,
         )
@@ -168,6 +168,15 @@ def products(queries: Array, codes: Array) -> Array:
     whole = jnp.swapaxes(tiles, 0, 1).reshape(queries.shape[0], count * tile)
     rest = codes[count * tile :]
     return jnp.concatenate([whole, dot(rest)], axis=1) if rest.shape[0] else whole
+
+
+def widened(codes: Array) -> Array:
+    """Codes as float32."""
+    if codes.dtype == jnp.bfloat16:
+        # They are the upper halves of float32; on a processor this is seven times as fast.
+        halves = lax.bitcast_convert_type(codes, jnp.uint16).astype(jnp.uint32)
+        return lax.bitcast_convert_type(halves << np.uint32(16), jnp.float32)
+    return codes.astype(jnp.float32)
 
 
 def agree(succeeded: bool, processes: int) -> None:
