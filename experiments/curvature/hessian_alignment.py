@@ -18,6 +18,11 @@ training domains and with .9 in the test. Coloured images: the same with digits 
 others as the shape (for Fashion-MNIST: classes). Rotated images: angles 0 to 60 in training, 75 in
 the test, all ten classes. Every method has one weight, the same for all, fixed beforehand; nothing
 is chosen on the test domain. The diagonal of Hutchinson's method is exact.
+
+Seen, as test accuracy on the synthetic problem: ERM .19, HGP .46, Hutchinson .46, gradients alone
+(IGA) .50, IRM .47, V-REx .57, Fishr .46, CORAL .23; at most .75 is possible. So alignment helps, but
+not the Hessian's part of it, which does bring the Hessians of all domains nearer to one another. On
+coloured digits ERM learns the noisy labels by heart, and no method gets to 1/2, which is chance.
 """
 
 import dataclasses
@@ -138,6 +143,12 @@ def moments(params, x, y):
     return curvature.head_moments(features, logits, y, output_loss=loss)
 
 
+def by_domain(params, problem):
+    """Moments of each training domain; the network runs once, on all."""
+    stacked = jax.vmap(moments, (None, 0, 0))(params, problem.x, problem.y)
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(problem.x))]
+
+
 def accuracy(params, x, y):
     logits = features_and_logits(params, x)[1]
     right = (logits > 0) == (y > 0.5) if logits.shape[1] == 1 else logits.argmax(-1) == y
@@ -146,10 +157,10 @@ def accuracy(params, x, y):
 
 def gaps(params, problem):
     """Hessians' distances over the norm of their mean: of the training domains, to the test."""
-    hessians = [moments(params, x, y).hessian for x, y in zip(problem.x, problem.y)]
-    matrices = jnp.stack([hessian.materialize() for hessian in hessians])
+    dense = lambda x, y: moments(params, x, y).hessian.materialize()
+    matrices = jax.vmap(dense)(problem.x, problem.y)
     mean = jnp.mean(matrices, axis=0)
-    test = moments(params, problem.x_test, problem.y_test).hessian.materialize()
+    test = dense(problem.x_test, problem.y_test)
     norm = jnp.linalg.norm(mean)
     away = jnp.linalg.norm(matrices - mean[None], axis=(1, 2))
     key = jax.random.key(0)
@@ -171,7 +182,7 @@ def train(config, key, problem, models, hidden, anneal_steps, loop, name):
     optimizer = optax.adam(config.learning_rate)
 
     def loss(params, select, weight, step, problem):
-        seen = [moments(params, x, y) for x, y in zip(problem.x, problem.y)]
+        seen = by_domain(params, problem)
         decay = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
         mean = jnp.mean(jnp.stack([domain.loss for domain in seen]))
         penalty = jnp.sum(select * jnp.stack([PENALTIES[m](seen) for m in methods]))
@@ -193,17 +204,20 @@ def train(config, key, problem, models, hidden, anneal_steps, loop, name):
 
     def evaluate(state, problem):
         def one(params):
-            seen = [accuracy(params, x, y) for x, y in zip(problem.x, problem.y)]
+            seen = jax.vmap(accuracy, (None, 0, 0))(params, problem.x, problem.y)
             test = accuracy(params, problem.x_test, problem.y_test)
-            return {"train": jnp.mean(jnp.stack(seen)), "test": test}
+            return {"train": jnp.mean(seen), "test": test}
 
         return jax.vmap(one)(state.params)
 
-    start = init(key, (problem.x.shape[-1], *hidden, outputs))
-    params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(models), *x.shape)), start)
-    state = State(params, jax.vmap(optimizer.init)(params), jnp.zeros((), jnp.int32))
+    @jax.jit
+    def begin(key):
+        start = init(key, (problem.x.shape[-1], *hidden, outputs))
+        params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(models), *x.shape)), start)
+        return State(params, jax.vmap(optimizer.init)(params), jnp.zeros((), jnp.int32))
+
     options: dict[str, Any] = {"evaluate": evaluate, "data": problem, "name": name}
-    state, history = loop(step, state, config.steps, every=config.every, **options)
+    state, history = loop(step, begin(key), config.steps, every=config.every, **options)
     measure = jax.jit(lambda params, problem: jax.lax.map(lambda p: gaps(p, problem), params))
     found = {what: jnp.swapaxes(values, 0, 1) for what, values in history.items()}
     return {
@@ -220,9 +234,13 @@ def run(config, key, data, loop):
     colors = [(m, w) for m, w in weighed if m in IMAGE_METHODS]
     turns = [(m, config.rotated_weight if w else 0.0) for m, w in colors]
     nets, anneal = config.image_hidden, config.anneal_steps
-    first = domains.synthetic(draws[0], config.points), [*weighed, *varied], config.hidden, anneal
-    second = domains.colored(draws[1], data, config.images), colors, nets, anneal
-    third = domains.rotated(draws[2], data, config.images), turns, nets, 0
+    synthetic = jax.jit(domains.synthetic, static_argnums=1)(draws[0], config.points)
+    colored, rotated = (
+        jax.jit(build, static_argnums=2)(key, data, config.images)
+        for build, key in zip((domains.colored, domains.rotated), draws[1:])
+    )
+    first = synthetic, [*weighed, *varied], config.hidden, anneal
+    second, third = (colored, colors, nets, anneal), (rotated, turns, nets, 0)
     return {
         **train(config, starts[0], *first, loop, "synthetic"),
         **train(config, starts[1], *second, loop, "colored"),
@@ -299,7 +317,7 @@ ratio = lambda what, method, other: (
 )
 
 
-def beats_erm(problem, method, least, text, reported, verdict="not reproduced"):
+def beats_erm(problem, method, least, text, reported, verdict: Any = "not reproduced"):
     return claim(
         text=f"{text}: {method} beats ERM on the test domain",
         reported=reported,

@@ -81,7 +81,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        population_steps=60, examples=200, sampled_steps=60, images=200, hidden=4, steps=30
+        population_steps=60, examples=200, sampled_steps=20, images=200, hidden=4, steps=4
     ),
     "quick": Config(),
     # The paper's image experiments are on larger networks and CIFAR-10; this is ours, larger.
@@ -153,7 +153,8 @@ def sampled(config, key, loop):
         )
         batch = sample.inputs, sample.targets
         data = {"batch": batch, "weight": jnp.ones(config.examples)}
-        optimizer = optax.sgd(1.3 * 2 / (moment * NORM))
+        # An array, so that both moments share a program.
+        optimizer = optax.sgd(jnp.asarray(1.3 * 2 / (moment * NORM)))
         options: dict[str, Any] = {"after": 30, "rise": 0.02, "every": 10, "name": "sampled"}
         state, history = descend(
             loop, loss, start, data, optimizer, config.sampled_steps, **options
@@ -166,7 +167,8 @@ def sampled(config, key, loop):
 def images(config, key, data, loop):
     """Descent with and without the planted images, and other optimizers with them."""
     draw, start, other = jax.random.split(key, 3)
-    x, y, chosen = plant(draw, data, number=config.images, planted=config.planted)
+    options: dict[str, Any] = {"number": config.images, "planted": config.planted}
+    x, y, chosen = jax.jit(functools.partial(plant, **options))(draw, data)
     planted = chosen[0] | chosen[1]
     params = init(start, x.shape[1], config.hidden)
     without = 1 - planted.astype(jnp.float32)
@@ -180,31 +182,32 @@ def images(config, key, data, loop):
     states, histories = {}, {}
     for name, (optimizer, weight) in runs.items():
         mine = {"batch": (x, y), "weight": weight}
-        options: dict[str, Any] = {"after": 20, "rise": 0.01, "every": 1, "name": name}
+        options = {"after": 20, "rise": 0.01, "every": 1, "name": name}
         states[name], histories[name] = descend(
             loop, image_loss, params, mine, optimizer, config.steps, **options
         )
     groups = jnp.stack(chosen, axis=1).astype(jnp.float32)
     groups = groups / jnp.sum(groups, axis=0, keepdims=True)
     optimized = [histories[name] for name in ("planted", "Adam", "split SGD")]
-    seen = at_spike(states["planted"], histories["planted"], x, y, planted, config.planted, other)
-    last = gradkin.hessian(image_loss)(states["planted"].params, (x, y))
+    last, losses = states["planted"].params, histories["planted"]["losses"]
+    spike = jax.jit(at_spike, static_argnums=5)
+    seen = spike(states["planted"].spike, losses, x, y, planted, config.planted, other)
+    top = gradkin.hessian(image_loss)(last, (x, y)).top_eigenpairs(other, num_matvecs=30)
     return seen | {
         "image_sharpness": jnp.stack([histories[name]["sharpness"] for name in SETS]),
         "image_loss": jnp.stack([history["loss"] for history in optimized]),
         "image_groups": jnp.stack([history["losses"] @ groups for history in optimized]),
-        "image_lanczos": last.top_eigenpairs(other, num_matvecs=30).values[0],
+        "image_lanczos": top.values[0],
         "image_rate": jnp.asarray(rate),
     }
 
 
-def at_spike(state, history, x, y, planted, size, key):
+def at_spike(spike, losses, x, y, planted, size, key):
     """What the groups found at the first spike are like."""
-    spike = state.spike
     groups = curvature.opposing_groups(spike.change, size=size)
     both = jax.random.permutation(key, len(y))[: 2 * size]
     chance = curvature.OpposingGroups(both[:size], both[size:])
-    changes = jnp.diff(history["losses"], axis=0)
+    changes = jnp.diff(losses, axis=0)
     window = min(WINDOW, len(changes))
     after = jax.lax.dynamic_slice_in_dim(changes, jnp.maximum(spike.step, 0), window)
     G = gradkin.per_example_grads(image_loss)(spike.params, (x, y))

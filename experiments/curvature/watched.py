@@ -63,7 +63,7 @@ def descend(loop, loss, params, data, optimizer, steps, *, after, rise, every, n
     def step(state, data):
         H = gradkin.hessian(weighted)(state.params, data["batch"], data["weight"])
         product = H @ state.direction
-        sharpness = optax.tree.vdot(state.direction, product)
+        sharpness = jnp.asarray(optax.tree.vdot(state.direction, product))
         norm = optax.tree.norm(product)
         direction = jax.tree.map(lambda x: x / jnp.where(norm > 0, norm, 1), product)
         grads = jax.grad(lambda params: mean(losses_of(params, data), data))(state.params)
@@ -78,16 +78,20 @@ def descend(loop, loss, params, data, optimizer, steps, *, after, rise, every, n
     def evaluate(state, data):
         return {"losses": state.losses, "sharpness": state.sharpness}
 
-    keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
-    leaves, structure = jax.tree.flatten(params)
-    drawn = [jax.random.normal(k, jnp.shape(x)) for k, x in zip(keys, leaves)]
-    direction = jax.tree.unflatten(structure, drawn)
-    norm = optax.tree.norm(direction)
-    direction = jax.tree.map(lambda x: x / norm, direction)
-    losses, zero = losses_of(params, data), jnp.zeros((), jnp.int32)
-    nothing = Spike(zero - 1, jnp.zeros_like(losses), params, direction)
-    start = Descent(params, optimizer.init(params), losses, direction, jnp.zeros(()), zero, nothing)
+    @jax.jit
+    def begin(params, data):
+        keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
+        leaves, structure = jax.tree.flatten(params)
+        drawn = [jax.random.normal(k, jnp.shape(x)) for k, x in zip(keys, leaves)]
+        direction = jax.tree.unflatten(structure, drawn)
+        norm = optax.tree.norm(direction)
+        direction = jax.tree.map(lambda x: x / norm, direction)
+        losses, zero = losses_of(params, data), jnp.zeros((), jnp.int32)
+        nothing = Spike(zero - 1, jnp.zeros_like(losses), params, direction)
+        opt_state = optimizer.init(params)
+        return Descent(params, opt_state, losses, direction, jnp.zeros(()), zero, nothing)
+
     options: dict[str, Any] = {"evaluate": evaluate, "data": data, "name": name}
-    state, history = loop(step, start, steps, every=every, **options)
+    state, history = loop(step, begin(params, data), steps, every=every, **options)
     history["loss"] = jax.vmap(mean, (0, None))(history["losses"], data)
     return state, history

@@ -1,6 +1,7 @@
 """Moments of a linear head against automatic differentiation; penalties between domains."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_definitions_of_the_penalties():
     pooled = products - H.mean(0) @ g.mean(0)
     of_pooled = np.mean(np.sum(np.square(pooled), axis=1))
     diagonals = np.stack([np.diagonal(h) for h in H])
-    options = {"alpha": 0.5, "beta": 2.0}
+    options: dict[str, Any] = {"alpha": 0.5, "beta": 2.0}
     hutchinson = functools.partial(curvature.hutchinson_penalty, None)
     for found, wanted in (
         (curvature.hgp_penalty(seen, **options), 0.5 * spread(g) + 2 * of_pooled),

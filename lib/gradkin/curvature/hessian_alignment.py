@@ -70,7 +70,8 @@ def hgp_penalty(
         middle = mean([domain.hessian @ grad for domain in domains])
     else:
         middle = mean(products)
-    return alpha * spread(grads, grad, reduce) + beta * spread(products, middle, reduce)
+    of_grads, of_products = spread(grads, grad, reduce), spread(products, middle, reduce)
+    return jnp.multiply(alpha, of_grads) + jnp.multiply(beta, of_products)
 
 
 def hutchinson_penalty(
@@ -142,9 +143,9 @@ def hutchinson_penalty(
             for domain in domains
         ]
     grads = [domain.grad for domain in domains]
-    return alpha * spread(grads, mean(grads), reduce) + beta * spread(
-        diagonals, mean(diagonals), reduce
-    )
+    of_grads = spread(grads, mean(grads), reduce)
+    of_diagonals = spread(diagonals, mean(diagonals), reduce)
+    return jnp.multiply(alpha, of_grads) + jnp.multiply(beta, of_diagonals)
 
 
 def annealed_loss(

@@ -40,11 +40,12 @@ class OpposingModel(NamedTuple):
           moment: second moment ``alpha`` of the opposing feature.
         """
         gap = self.c * self.signal - jnp.asarray(coefficients)
-        return (jnp.sum(jnp.square(gap)) + moment * jnp.square(self.c * self.opposing)) / 2
+        outliers = jnp.multiply(moment, jnp.square(self.c * self.opposing))
+        return (jnp.sum(jnp.square(gap)) + outliers) / 2
 
     def opposing_curvature(self, moment: Scalar) -> Array:
         """Second derivative of `risk` in ``b_o``, ``alpha c^2``; of each of stacked models."""
-        return moment * jnp.square(self.c)
+        return jnp.multiply(moment, jnp.square(self.c))
 
 
 class OpposingSample(NamedTuple):
