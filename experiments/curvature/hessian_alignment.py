@@ -20,9 +20,10 @@ the test, all ten classes. Every method has one weight, the same for all, fixed 
 is chosen on the test domain. The diagonal of Hutchinson's method is exact.
 
 Seen, as test accuracy on the synthetic problem: ERM .19, HGP .46, Hutchinson .46, gradients alone
-(IGA) .50, IRM .47, V-REx .57, Fishr .46, CORAL .23; at most .75 is possible. So alignment helps, but
-not the Hessian's part of it, which does bring the Hessians of all domains nearer to one another. On
-coloured digits ERM learns the noisy labels by heart, and no method gets to 1/2, which is chance.
+(IGA) .50, IRM .47, V-REx .57, Fishr .46, CORAL .23; at most .75 is possible. So alignment helps,
+but not the Hessian's part of it, though that of Hutchinson's method does halve the distance of the
+domains' Hessians (.05 of their norm; HGP .09, IGA .08, ERM .11). On coloured digits ERM learns the
+noisy labels by heart, and no method gets to 1/2, which is chance.
 """
 
 import dataclasses

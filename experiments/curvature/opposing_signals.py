@@ -29,6 +29,8 @@ model most lose together early in a spike, so of the gainers .2 to .9 are outlie
 steps, which are left out, no planted group's loss rises by more than .02 in a step of Adam and .08
 of split SGD; with descent it is .35 to .90. The claims on both fail all the same, as largest over
 median change is small where a loss oscillates in every step: the measure was fixed beforehand.
+On Fashion-MNIST the loss rises in all seeds; there the cosines are -.14 to -.46, of random groups
+.06 to .10.
 """
 
 import dataclasses
@@ -290,6 +292,7 @@ def plot(metrics):
     axes[1, 1].plot(steps[shown], metrics["image_loss"][0, 0, shown], label="all", color="#5d6770")
     axes[1, 1].axvline(spike, **grey)
     axes[1, 1].set(xlabel="step", ylabel="loss", title="Images, seed 0: around the spike")
+    axes[1, 1].margins(y=0.4)
     axes[1, 1].legend()
 
     for i, (name, colour) in enumerate(zip(OPTIMIZERS, figures.COLOURS)):
