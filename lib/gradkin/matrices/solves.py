@@ -1,10 +1,12 @@
 """Linear systems with a symmetric positive definite matrix, by conjugate gradients."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradkin import checks
 from gradkin.matrices.operators import numerics, operator, symmetric
@@ -88,7 +90,17 @@ def _solve(A: Any, b: PyTree, damping: Scalar, rtol: Scalar, *, max_steps: int) 
         tolerance = tolerance * jnp.where(most > 0, most, jnp.ones_like(most))
         # Residuals computed anew never fall below rounding, and the search goes astray there.
         solver = lineax.CG(rtol=0.0, atol=tolerance, max_steps=max_steps, stabilise_every=None)
-        found = lineax.linear_solve(matrix, b, solver, throw=False)
+        # lineax turns to NaN where <p, A p> falls below 100 eps P <r, z>, as if eigenvalues were
+        # about one. A multiple of the identity as preconditioner moves that to 2^-24, nothing else.
+        least = 100 * float(np.finfo(op.dtype).eps) * op.size
+        scale = max(1.0, 2.0 ** (24 + math.ceil(math.log2(least))))
+        multiple = lineax.FunctionLinearOperator(
+            lambda r: scale * r,
+            jax.ShapeDtypeStruct(b.shape, b.dtype),
+            lineax.positive_semidefinite_tag,
+        )
+        options = {"preconditioner": multiple}
+        found = lineax.linear_solve(matrix, b, solver, options=options, throw=False)
     norm = jnp.linalg.norm(b)
     zero = norm == 0
     rest = jnp.linalg.norm(b - damped(found.value))
