@@ -287,7 +287,7 @@ CLAIMS = (
         holds=lambda gain: gain > 0,
         rule="mean",
         threshold="LDS of TRAK > LDS of TracIn, both over all models",
-        verdict="reproduced",
+        verdict="not reproduced",
     ),
     Claim(
         text="More models make TRAK better",

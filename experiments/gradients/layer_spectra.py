@@ -22,6 +22,7 @@ card's larger decoder, trained on the same tasks.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def load(config):
     """Training examples of all tasks, and five kinds of examples to look at."""
     rng = np.random.default_rng(0)
     pool = [padded(*made(rng, task, config.pool)) for task in (COPY, SORT, ADD, THINK)]
-    data = {"tokens": np.concatenate([p[0] for p in pool])}
+    data: dict[str, Any] = {"tokens": np.concatenate([p[0] for p in pool])}
     data["counts"] = np.concatenate([p[1] for p in pool])
     share = -(-config.examples // 3)
     right = [padded(*made(rng, task, share)) for task in (COPY, SORT, ADD)]
