@@ -22,7 +22,7 @@ Claims and thresholds are those of a run made before this one, whose largest wid
 inputs had a scale that is not known. Training goes less far here: narrow networks end so high that
 the curve between two of them is better than they are, and so it is, by .034 where .030 was allowed,
 between wide ones with batches of 128. That curves of low error exist does not say that averages are
-good; matched unit by unit, most are.
+good; matched unit by unit, they lose less than .05 of accuracy from width 64 and to batches of 128.
 """
 
 import dataclasses
