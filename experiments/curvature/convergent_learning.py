@@ -16,6 +16,12 @@ nearly one to one, upper layers do not, and a sparse linear map predicts lower l
 Four convolutional networks in AlexNet's place, which needs ImageNet. Everything is measured on
 images that were not trained on; a channel is a unit and a position of an image is a sample. The
 sparse maps are fitted to one half of these images and tested on the other.
+
+Seen on digits, accuracies .97 to .99: one to one, units correlate by .53, .41 and .58 in the three
+layers, by .51, .36 and .31 before training; samples shuffled, by .01, .02 and .09. What the paper
+sees along AlexNet's depth is not seen in three layers: here the dense layer matches best, loses
+least by matching one to one and bears most sparsity. A third of its units never fire: they are
+left out everywhere, but count for the number of clusters (a third of the units).
 """
 
 import dataclasses
