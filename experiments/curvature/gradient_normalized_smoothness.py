@@ -274,7 +274,7 @@ def plot(metrics):
     for panel, title in ((0, "Log-sum-exp, temperature 1"), (1, "Temperature 0.1")):
         axes[0, panel].set(xscale="log", yscale="log", title=title, xlabel="step")
         axes[0, panel].set(ylabel="loss above minimum")
-        axes[0, panel].legend(loc="lower left")
+        axes[0, panel].legend(loc=("upper right", "lower left")[panel], handlelength=1)
     axes[0, 2].set(xscale="log", yscale="log", xlabel="norm of the gradient", ylabel="radius")
     axes[0, 2].set(title="Radius, temperature 0.1")
     axes[0, 2].legend()
