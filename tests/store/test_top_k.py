@@ -1,5 +1,7 @@
 """The best rows of a store against all scores in NumPy: exact, with ties, on any devices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,9 +183,9 @@ def test_tiles_cover_all_rows(monkeypatch):
 
 def test_bad_queries(tmp_path, features, queries):
     made = make(tmp_path, {"a": features, "b": features[:70]})
-    one = {"checkpoints": ("a",)}
+    one: dict[str, Any] = {"checkpoints": ("a",)}
     nan = np.full((1, DIM), np.nan, np.float32)
-    for asked, k, options, match in (
+    cases: list[tuple[Any, int, dict[str, Any], str]] = [
         (queries, 1, {}, r"checkpoints to be named: .*\('a', 'b'\)"),
         (queries, 1, {"checkpoints": ()}, "different names as checkpoints"),
         (queries, 1, {"checkpoints": "a"}, "different names as checkpoints"),
@@ -198,7 +200,8 @@ def test_bad_queries(tmp_path, features, queries):
         (nan, 1, one, "finite queries"),
         (queries, 1, {**one, "weights": (1.0, 2.0)}, "1 finite weights"),
         (queries, 1, {**one, "metric": "euclidean"}, "metric to be one of"),
-    ):
+    ]
+    for asked, k, options, match in cases:
         with pytest.raises(ValueError, match=match):
             made.top_k(asked, k, **options)
     with pytest.raises(TypeError, match="queries of a floating dtype"):

@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
 CASES = {
     "16 queries, in the page cache": Case(16, False),
-    "1 query, in the page cache": Case(1, False),
     "16 queries, dropped from the page cache": Case(16, True),
+    "1 query, in the page cache": Case(1, False),
 }
 
 

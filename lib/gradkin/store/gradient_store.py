@@ -158,6 +158,9 @@ class GradientStore:
             several = jax.distributed.is_initialized()
             process_index = jax.process_index() if several else 0
             num_processes = jax.process_count() if several else 1
+        for shard in self._listing(checkpoint):
+            if shard % num_processes == process_index:
+                shards.remove_leftovers(self.folder, self.spec, checkpoint, shard)
         todo = self.missing(
             num_examples,
             checkpoint=checkpoint,
@@ -408,9 +411,8 @@ def open_store(folder: str | os.PathLike) -> GradientStore:
       >>> from gradkin import store
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     made = store.create_store(folder, dim=4, dtype="int8")
-      ...     opened = store.open_store(folder)
-      >>> opened.spec.dim, opened.spec.dtype, opened.checkpoints if opened == made else None
-      (4, 'int8', ())
+      ...     store.open_store(folder) == made, made.checkpoints
+      (True, ())
     """
     path = Path(folder).absolute()
     spec = layout.read_spec(path)

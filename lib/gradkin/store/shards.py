@@ -103,7 +103,7 @@ def commit(
 
     Written aside, synced, renamed; then its entry gets a name in the manifest, which only one
     process can take. Killed at any point, the writer leaves either a commit or files that the
-    manifest does not name; the next commit of the same rows removes those.
+    manifest does not name; the next commit of the same rows, or `fill`, removes those.
 
     Args:
       store: folder of the store.
@@ -146,21 +146,20 @@ def commit(
                 "by another process in the meantime."
             ) from error
         raise
-    remove_leftovers(home, entry.part, keep=final.name)
+    remove_leftovers(store, spec, checkpoint, entry.shard)
 
 
-def remove_leftovers(home: Path, part: int, *, keep: str) -> None:
-    """Remove what killed writers left of a part that is now committed.
+def remove_leftovers(store: Path, spec: Spec, checkpoint: str, shard: int) -> None:
+    """Remove what killed writers left of the parts of a shard that are now committed.
 
     Of two writers of one part the slower one may lose its files here: it cannot commit any more.
     """
-    for path in home.iterdir():
+    parts = manifest.parts_of(store, spec, checkpoint, shard)
+    named = {Path(entry.folder).name for entry in parts}
+    for path in (store / "shards" / checkpoint / f"{shard:08d}").glob("*"):
         number = path.name.removeprefix("aside-").partition("-")[0]
-        if number == f"{part:04d}" and path.name != keep:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if number.isdecimal() and int(number) < len(parts) and path.name not in named:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def read(store: Path, spec: Spec, entry: Entry, codes: np.ndarray, scales: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import concurrent.futures
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def load(
 def stream(
     store: Path,
     spec: Spec,
-    plan: dict[int, Sequence[Sequence[Entry]]],
+    plan: Mapping[int, Sequence[Sequence[Entry]]],
     *,
     num_rows: int,
     buffers: int = BUFFERS,
