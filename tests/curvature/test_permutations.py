@@ -197,6 +197,32 @@ def test_models_do_not_notice_their_permutations(name):
     np.testing.assert_allclose(*both, rtol=1e-4, atol=2e-5)
 
 
+def test_flax_model_with_its_batch_statistics():
+    """Channels carry along kernels, scales, and the running means and variances."""
+    nn = pytest.importorskip("flax.linen")
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(x)))
+            x = nn.Conv(6, (1, 1))(x) + nn.GroupNorm(2)(nn.Conv(6, (3, 3))(h))
+            return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+    x = normal(0, 2, 4, 4, 2)
+    start = jax.jit(Block().init)(jax.random.key(0), x)
+    variables = jax.tree.map(lambda leaf: jnp.abs(normal(1, *leaf.shape)) + 0.1, start)
+    spec = curvature.infer_permutations(Block().apply, variables, x)
+    axes = spec.axes()
+    channels = axes["batch_stats/BatchNorm_0/mean"]
+    assert axes["params/Conv_0/kernel"][3:] == axes["params/BatchNorm_0/scale"] == channels
+    assert axes["params/Conv_1/kernel"][3:] == axes["params/Conv_2/kernel"][3:]
+    # Two groups that move as wholes, and the three channels in them.
+    assert sorted(spec.sizes.values()) == [2, 3, 4]
+    moved = curvature.apply_permutation(spec, shuffled(spec), variables)
+    both = jax.jit(lambda *several: [Block().apply(v, x) for v in several])(variables, moved)
+    np.testing.assert_allclose(*both, rtol=1e-4, atol=1e-5)
+
+
 def test_shapes_are_enough_and_loops_keep_what_they_carry():
     def model(params, x):
         carry = (x @ params["in"], params["w"])
