@@ -171,7 +171,7 @@ def spectrum(config, key, params, batch):
 def shifted(config, key, params, x, y, rotations):
     """Criteria on the data as they are, rotated, noisy and of low contrast: ``[15]``."""
     draw, probes = jax.random.split(key)
-    turned = jnp.einsum("nd,ade->ane", x, rotations)
+    turned = jnp.einsum("nd,vdf->vnf", x, rotations)
     noise = jax.random.normal(draw, x.shape)
     noisy = jnp.stack([x + s * noise for s in NOISES])
     versions = jnp.concatenate([turned, noisy, jnp.stack([c * x for c in CONTRASTS])])

@@ -151,7 +151,7 @@ def analyse(config, key, broad, fine, data):
     sample = data["x"][half : half + config.sample], data["y"][half : half + config.sample]
     x, y = data["x_test"], data["y_test"]
     noisy = x + config.noise * jax.random.normal(draw, x.shape)
-    turned = jnp.einsum("nd,ade->ane", x, data["shifted"])
+    turned = jnp.einsum("nd,vdf->vnf", x, data["shifted"])
     layers = curvature.layer_names(broad)
     alphas = jnp.linspace(0, 1, config.points)
     fun = lambda params: mean_loss(params, sample)
