@@ -8,8 +8,8 @@ difference of the domains' Hessians in the linear head. Two penalties align them
 Hessian-gradient products, and Hutchinson, on diagonals; both beat empirical risk minimisation
 (ERM) where a spurious feature correlates with the label in training and against it in the test.
 
-    python -m experiments run curvature/hessian_alignment                 # 2 minutes, two cores
-    python -m experiments run curvature/hessian_alignment --data mnist    # 4 minutes, two cores
+    python -m experiments run curvature/hessian_alignment                 # 2 to 3 minutes, two cores
+    python -m experiments run curvature/hessian_alignment --data mnist    # 4 minutes
     python -m experiments run curvature/hessian_alignment --preset paper  # for a GPU; not run yet
 
 Three problems. Synthetic: five noisy copies of a shape bit, five of a colour bit; the label is the
@@ -23,7 +23,10 @@ Seen, as test accuracy on the synthetic problem: ERM .19, HGP .46, Hutchinson .4
 (IGA) .50, IRM .47, V-REx .57, Fishr .46, CORAL .23; at most .75 is possible. So alignment helps,
 but not the Hessian's part of it, though that of Hutchinson's method does halve the distance of the
 domains' Hessians (.05 of their norm; HGP .09, IGA .08, ERM .11). On coloured digits ERM learns the
-noisy labels by heart, and no method gets to 1/2, which is chance.
+noisy labels by heart (test .29), and no method gets to 1/2, which is chance: HGP .36, Hutchinson
+.41. Nor on coloured MNIST with 1000 images per domain, where all methods learn by heart (ERM .23,
+HGP .23, Hutchinson .26); the authors take 25,000. On rotated images all differences of means are
+smaller than .03, on MNIST within the spread over seeds.
 """
 
 import dataclasses
