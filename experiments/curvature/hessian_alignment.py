@@ -8,7 +8,7 @@ difference of the domains' Hessians in the linear head. Two penalties align them
 Hessian-gradient products, and Hutchinson, on diagonals; both beat empirical risk minimisation
 (ERM) where a spurious feature correlates with the label in training and against it in the test.
 
-    python -m experiments run curvature/hessian_alignment                 # 2 to 3 minutes, two cores
+    python -m experiments run curvature/hessian_alignment                 # 2 to 3 minutes
     python -m experiments run curvature/hessian_alignment --data mnist    # 4 minutes
     python -m experiments run curvature/hessian_alignment --preset paper  # for a GPU; not run yet
 
@@ -24,7 +24,7 @@ Seen, as test accuracy on the synthetic problem: ERM .19, HGP .46, Hutchinson .4
 but not the Hessian's part of it, though that of Hutchinson's method does halve the distance of the
 domains' Hessians (.05 of their norm; HGP .09, IGA .08, ERM .11). On coloured digits ERM learns the
 noisy labels by heart (test .29), and no method gets to 1/2, which is chance: HGP .36, Hutchinson
-.41. Nor on coloured MNIST with 1000 images per domain, where all methods learn by heart (ERM .23,
+.41. Nor on coloured MNIST with 1000 images per domain, where all methods nearly do so (ERM .23,
 HGP .23, Hutchinson .26); the authors take 25,000. On rotated images all differences of means are
 smaller than .03, on MNIST within the spread over seeds.
 """
