@@ -192,7 +192,7 @@ def plot(metrics):
     top = np.maximum(metrics["three_to_first"], metrics["three_second_to_third"]).max(0)
     for place, height, accuracy in zip(places, top, metrics["three_accuracy"].mean(0)):
         axes[1, 1].text(place, height + 0.03, f"{accuracy:.2f}", ha="center", fontsize=7)
-    axes[1, 1].set_ylim(0, 1.25 * top.max())
+    axes[1, 1].set_ylim(0, 1.25 * max(top.max(), 0.1))
     axes[1, 1].set_xticks(places, names, fontsize=7)
     axes[1, 1].set(ylabel="barrier, test loss", title="Three networks; accuracy of their mean")
     axes[1, 1].legend()
