@@ -36,6 +36,7 @@ OF_MODELS = ("Rademacher", "Hadamard", "count", "Kronecker", "tensor")
 THEIRS = ("TRAK rademacher", "TRAK normal", "dattri rademacher")
 PLAIN = "plain gradient"
 FORMED = "gradients written down"
+FROM_LOSS = " from the loss"
 CASES = {
     "rows, k = 256": 256,
     "rows, k = 1024": 1024,
@@ -93,7 +94,8 @@ def build(case: str, job: str, tiny: bool) -> tuple[Callable[[], Any], dict[str,
         each = lambda params, batch: jax.vmap(jax.grad(model.loss), (None, 0))(params, batch)
         return compiled.build(each, arguments, job, ("jax", "jaxlib"))
     transform = gradkin.per_example_grads(model.loss)
-    features = lambda params, batch: transform(params, batch).sketch(make(job, size))
+    sketch = make(job.removesuffix(FROM_LOSS), size)
+    features = lambda params, batch: transform(params, batch).sketch(sketch)
     gram = jax.jit(lambda params, batch: transform(params, batch).gram())(*arguments)
     step, report = compiled.build(features, arguments, job, ("jax", "jaxlib"))
     return step, report | errors(step(), gram)
@@ -110,7 +112,7 @@ def variants(case: str, *, tiny: bool, python: Path) -> list[Variant]:
         return ours + [
             Variant(job, (*peer, job, size, *suffix), THEIRS[:1], MISSING) for job in THEIRS
         ]
-    jobs = (PLAIN, FORMED, *OF_MODELS)
+    jobs = (PLAIN, FORMED, *(job + FROM_LOSS for job in OF_MODELS))
     return [Variant(job, (*command, job, *suffix), (PLAIN,)) for job in jobs]
 
 

@@ -10,7 +10,7 @@ from experiments.benchmarks.peers import projectors
 
 @pytest.mark.parametrize(
     ("case", "job"),
-    [("rows, k = 256", "Hadamard"), ("transformer, k = 256", "Kronecker")],
+    [("rows, k = 256", "Hadamard"), ("transformer, k = 256", "Kronecker from the loss")],
 )
 def test_a_variant_reports_its_error(case, job):
     with jax.numpy_rank_promotion("allow"):
