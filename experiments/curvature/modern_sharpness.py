@@ -23,6 +23,9 @@ and without augmentation.
 On digits the errors span 2.2 to 3.6 %, and the correlations are weak: of 15 intervals (five
 measures, three seeds; 95 %, networks resampled) 7 exclude zero with the test error, all positive,
 and 10 with rotation, all negative. Within a learning rate most correlations vanish.
+
+On Fashion-MNIST 27 of 48 networks are kept on average, none of the smallest learning rate. Only
+the noise is correlated (8 of 15 intervals exclude zero, negative); rotation (1 of 15) is not.
 """
 
 import dataclasses
