@@ -9,8 +9,8 @@ measure and on the test distribution, several are negative out of distribution, 
 sharpness tracks the learning rate rather than the error. Which measure is right depends on the
 data: for diagonal linear networks standard sharpness sees |beta|_1, adaptive |beta|_2.
 
-    python -m experiments run curvature/modern_sharpness                       # 2 to 3 minutes
-    python -m experiments run curvature/modern_sharpness --data fashion_mnist  # 2 to 3 minutes
+    python -m experiments run curvature/modern_sharpness                       # 1 to 2 minutes
+    python -m experiments run curvature/modern_sharpness --data fashion_mnist  # 1 to 2 minutes
     python -m experiments run curvature/modern_sharpness --preset paper        # GPU; not run yet
 
 48 perceptrons per seed: learning rate x weight decay x batch size x SAM's radius x two weights.
