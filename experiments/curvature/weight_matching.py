@@ -10,8 +10,8 @@ the function, come to agree; in wide networks, with weight decay and at a high l
 dominate. Activation matching works alike. A permutation found by the midpoint's loss (STE) connects
 two networks without aligning them, so that a third one is not connected.
 
-    python -m experiments run curvature/weight_matching                       # 2 minutes
-    python -m experiments run curvature/weight_matching --data fashion_mnist  # 5 minutes
+    python -m experiments run curvature/weight_matching                       # 3 minutes
+    python -m experiments run curvature/weight_matching --data fashion_mnist  # 3 minutes
     python -m experiments run curvature/weight_matching --preset paper        # GPU; not run yet
 
 Perceptrons of two hidden layers, as in the paper for MNIST and Fashion-MNIST; its convolutional
@@ -27,6 +27,10 @@ networks connect. Of what should make it easier little is seen once networks are
 are so low that single pairs decide. STE from a random start connects b to a as well as weights do
 (.14) without aligning them (R = .04), and b to c worse (.66 against .45); yet the mean of all three
 classifies no worse (.92 against .88).
+On Fashion-MNIST width, weight decay and a high learning rate do what the paper says: the barrier
+that weight matching leaves falls from .31 at width 64 to .12 and .02, with decay to .18, at three
+times the rate to .05. It matches narrow networks worse there, and as well for all directions as for
+those of large singular values.
 """
 
 import dataclasses
