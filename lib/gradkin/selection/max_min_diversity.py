@@ -74,7 +74,7 @@ def farthest_first(
     _check_number(k, valid, len(points))
     K = _distances(points, metric, valid)
     norms = jnp.sqrt(jnp.sum(jnp.square(K.x), axis=1))
-    if metric == "cosine" and checks.is_concrete(norms) and bool(jnp.any(norms == 0)):
+    if metric == "cosine" and checks.is_concrete(norms) and np.any(np.asarray(norms) == 0):
         raise ValueError(
             f"Expected points other than zero, whose cosine is undefined, got "
             f"{np.flatnonzero(np.asarray(norms) == 0)[0]} for one."
@@ -118,7 +118,7 @@ def max_min_distance(
 def _check_number(k: int, valid: Array | None, size: int) -> None:
     """Raise ValueError unless k points can be chosen."""
     if valid is not None and checks.is_concrete(valid):
-        size = int(jnp.sum(valid))
+        size = int(np.sum(np.asarray(valid)))
     if not 1 <= k <= size:
         raise ValueError(f"Expected k from 1 to the {size} points, got k={k}.")
 
