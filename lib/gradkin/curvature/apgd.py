@@ -162,7 +162,7 @@ def auto_pgd(
         )
         return state, None
 
-    scheduled = tuple(map(jnp.asarray, schedule(num_steps)))
+    numbers, due, least = (jnp.asarray(x) for x in schedule(num_steps))
 
     def restart(found: tuple[PyTree, Array], key: PRNGKey) -> tuple[tuple[PyTree, Array], None]:
         lowest = jnp.full_like(clean, -jnp.inf)
@@ -179,7 +179,7 @@ def auto_pgd(
             checked_value=lowest,
             halved=jnp.zeros((), bool),
         )
-        state, _ = jax.lax.scan(one_step, state, scheduled)
+        state, _ = jax.lax.scan(one_step, state, (numbers, due, least))
         last = wide(fun(jax.tree.map(jnp.add, params, state.d)))
         candidates = ((state.best, state.best_value), (state.d, last))
         for candidate in candidates:
