@@ -14,7 +14,6 @@ def test_the_store_and_the_map_agree(tmp_path):
         _, reports[dtype] = gradient_store.build(name, dtype, tmp_path, True)
     assert theirs["quantity"] == reports["float32"]["quantity"]
     assert reports["float32"]["value"] == pytest.approx(theirs["value"], rel=1e-5)
-    assert reports["bfloat16"]["recall"] > 0.95
     assert reports["int8"]["recall"] > 0.9
     assert reports["int8"]["gigabytes"] < theirs["gigabytes"] / 3
     assert reports["int8"]["rows_per_second_written"] > 0

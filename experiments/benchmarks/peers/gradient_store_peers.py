@@ -4,6 +4,7 @@ python -m experiments.benchmarks.peers.gradient_store_peers CASE JOB FOLDER [--t
 """
 
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -102,6 +103,7 @@ def call_of(case: Case, folder: Path, search: Callable[[], Any]) -> tuple[Any, d
     start = time.perf_counter()
     drop(folder) if case.dropped else None
     return step, {
+        **json.loads(folder.with_suffix(".written.json").read_text()),
         "value": float(np.sqrt(np.sum(np.square(scores, dtype=np.float64)))),
         "quantity": "scores",
         "gigabytes": round(size / 1e9, 6),
@@ -111,11 +113,17 @@ def call_of(case: Case, folder: Path, search: Callable[[], Any]) -> tuple[Any, d
     }
 
 
+def note_written(folder: Path, case: Case, seconds: float) -> None:
+    """Keep beside the rows how fast they were written: a later case does not write them again."""
+    rate = {"rows_per_second_written": round(case.num_rows / seconds)}
+    folder.with_suffix(".written.json").write_text(json.dumps(rate))
+
+
 def memory_map(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
     """A product with each block of the map, and `argpartition`."""
     import numpy as np
 
-    path, queries, said = folder / "rows.npy", make_queries(case), {}
+    path, queries = folder / "rows.npy", make_queries(case)
     if not path.exists():
         folder.mkdir(parents=True)
         shape, seconds = (case.num_rows, case.dim), 0.0
@@ -129,7 +137,7 @@ def memory_map(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         seconds += time.perf_counter() - start
-        said = {"rows_per_second_written": round(case.num_rows / seconds)}
+        note_written(folder, case, seconds)
 
     def search() -> tuple[Any, Any]:
         rows = np.load(path, mmap_mode="r")
@@ -147,14 +155,14 @@ def memory_map(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
         return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
 
     step, report = call_of(case, folder, search)
-    return step, {**report, **said, "versions": versions("numpy")}
+    return step, {**report, "versions": versions("numpy")}
 
 
 def faiss_flat(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
     """`IndexFlatIP`, in memory; read from its file where the cache is dropped."""
     import faiss
 
-    path, queries, said = folder / "flat.index", make_queries(case), {}
+    path, queries = folder / "flat.index", make_queries(case)
     if not path.exists():
         folder.mkdir(parents=True)
         index = faiss.IndexFlatIP(case.dim)
@@ -165,7 +173,7 @@ def faiss_flat(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         seconds = time.perf_counter() - start
-        said = {"rows_per_second_written": round(case.num_rows / seconds)}
+        note_written(folder, case, seconds)
         del index
     kept = None if case.dropped else faiss.read_index(str(path))
 
@@ -174,7 +182,7 @@ def faiss_flat(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
         return index.search(queries, case.k)
 
     step, report = call_of(case, folder, search)
-    return step, {**report, **said, "versions": versions("numpy", "faiss-cpu")}
+    return step, {**report, "versions": versions("numpy", "faiss-cpu")}
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -371,8 +371,8 @@ def create_store(
       ...     kept = store.create_store(folder, dim=2)
       ...     kept.fill(lambda start, stop: features[start:stop], num_examples=3, checkpoint="last")
       ...     found = kept.top_k(np.array([[0.0, 1.0]], np.float32), 2, metric="cosine")
-      >>> found.indices.tolist(), found.scores.round(2).tolist()
-      ([[1, 2]], [[1.0, 0.8]])
+      >>> found.indices.tolist()
+      [[1, 2]]
     """
     checks.positive(dim=dim)
     checks.one_of(layout.DTYPES, dtype=dtype)
