@@ -10,7 +10,7 @@ numbers of them. Units that are active on average match better. In AlexNet, lowe
 nearly one to one, upper layers do not, and a sparse linear map predicts lower layers well.
 
     python -m experiments run curvature/convergent_learning                       # 1 minute
-    python -m experiments run curvature/convergent_learning --data fashion_mnist  # 5 minutes
+    python -m experiments run curvature/convergent_learning --data fashion_mnist  # 3 minutes
     python -m experiments run curvature/convergent_learning --preset paper        # GPU; not run yet
 
 Four convolutional networks in AlexNet's place, which needs ImageNet. Everything is measured on
@@ -22,6 +22,9 @@ layers, by .51, .36 and .31 before training; samples shuffled, by .01, .02 and .
 sees along AlexNet's depth is not seen in three layers: here the dense layer matches best, loses
 least by matching one to one and bears most sparsity. A third of its units never fire: they are
 left out everywhere, but count for the number of clusters (a third of the units).
+On Fashion-MNIST (.86 to .89) training makes convolutions match worse than untrained ones, by .58
+and .29 after .62 and .43, and the dense layer better, by .67 after .38, where over half of the units
+are dead; clusters of both networks' units become rarer.
 """
 
 import dataclasses
