@@ -8,8 +8,8 @@ Claim: over a grid of load (width) and temperature (batch size), training loss, 
 connectivity and similarity of outputs fall into phases with sharp borders; the phase says what
 models are good for: averaging their weights, for one, helps only where they are well connected.
 
-    python -m experiments run curvature/phase_model_zoo                       # 2 minutes
-    python -m experiments run curvature/phase_model_zoo --data fashion_mnist  # 2 minutes
+    python -m experiments run curvature/phase_model_zoo                       # 1 minute
+    python -m experiments run curvature/phase_model_zoo --data fashion_mnist  # 1 minute
     python -m experiments run curvature/phase_model_zoo --preset paper        # for a GPU; not run
 
 The papers' zoos are residual networks and transformers; here the whole grid is one `vmap` of a
