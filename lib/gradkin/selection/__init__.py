@@ -12,18 +12,38 @@ from gradkin.selection.max_min_diversity import farthest_first as farthest_first
 from gradkin.selection.max_min_diversity import max_min_distance as max_min_distance
 from gradkin.selection.token_pruning import prefill_flops as prefill_flops
 from gradkin.selection.token_pruning import prune_sequence as prune_sequence
+from gradkin.selection.utility_diversity import BatchSelection as BatchSelection
+from gradkin.selection.utility_diversity import BilinearProjection as BilinearProjection
+from gradkin.selection.utility_diversity import Memory as Memory
+from gradkin.selection.utility_diversity import init_bilinear_projection as init_bilinear_projection
+from gradkin.selection.utility_diversity import init_memory as init_memory
+from gradkin.selection.utility_diversity import mean_distance as mean_distance
+from gradkin.selection.utility_diversity import nuclear_norm as nuclear_norm
+from gradkin.selection.utility_diversity import project_logits as project_logits
+from gradkin.selection.utility_diversity import push as push
+from gradkin.selection.utility_diversity import utility_diversity_select as utility_diversity_select
 
 __all__ = [
+    "BatchSelection",
+    "BilinearProjection",
     "Clusters",
+    "Memory",
     "Refinement",
     "allocate",
     "farthest_first",
+    "init_bilinear_projection",
+    "init_memory",
     "iterative_refinement",
     "k_means",
     "k_means_quality",
     "max_min_distance",
+    "mean_distance",
+    "nuclear_norm",
     "prefill_flops",
+    "project_logits",
     "prune_sequence",
+    "push",
     "sample_clusters",
     "update_weights",
+    "utility_diversity_select",
 ]
