@@ -23,8 +23,8 @@ sees along AlexNet's depth is not seen in three layers: here the dense layer mat
 least by matching one to one and bears most sparsity. A third of its units never fire: they are
 left out everywhere, but count for the number of clusters (a third of the units).
 On Fashion-MNIST (.86 to .89) training makes convolutions match worse than untrained ones, by .58
-and .29 after .62 and .43, and the dense layer better, by .67 after .38, where over half of the units
-are dead; clusters of both networks' units become rarer.
+and .29 after .62 and .43, and the dense layer better, by .67 after .38, where over half of its
+units are dead; clusters of both networks' units become rarer.
 """
 
 import dataclasses
