@@ -135,17 +135,17 @@ def gradient_spectra(
 
 @functools.partial(_verb, static_argnums=1)
 def _spectra(G: Any, cuts: tuple[tuple[int, int] | None, ...]) -> dict[str, Array]:
-    found = {}
+    found, values = {}, None
     for leaf, cut in zip(G.leaves, cuts, strict=True):
         if cut is None:
             continue
         layers, sides = leaf.shape[: cut[0]], (leaf.shape[cut[0] : cut[1]], leaf.shape[cut[1] :])
         rank = min(math.prod(side) for side in sides)
         view = LeafGradients(leaf, G.table, G.num_examples)
-        matrices = _small(view, *cut)
+        matrices = _small(view, *cut, after=values)
         if matrices is None:
             matrices = view.rows().reshape((G.num_examples, *layers, *map(math.prod, sides)))
-        values = jnp.linalg.svd(matrices, compute_uv=False)
+        values = jnp.linalg.svd(_after(matrices, values), compute_uv=False)
         missing = rank - values.shape[-1]
         values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
         values = values.reshape((G.num_examples, *layers, rank))
@@ -156,7 +156,18 @@ def _spectra(G: Any, cuts: tuple[tuple[int, int] | None, ...]) -> dict[str, Arra
     return found
 
 
-def _small(view: LeafGradients, layers: int, cut: int) -> Array | None:
+def _after(x: Array, previous: Array | None) -> Array:
+    """``x``, once ``previous`` is there.
+
+    Factorisations of batches that run at once wait for each other for ever on CPUs with few cores
+    (jaxlib 0.10.1).
+    """
+    if previous is None or not previous.size:
+        return x
+    return jnp.where(jnp.ravel(previous)[0] > jnp.inf, jnp.zeros_like(x), x)
+
+
+def _small(view: LeafGradients, layers: int, cut: int, *, after: Array | None) -> Array | None:
     """``R S^T`` of every example and layer; None where the gradient itself is smaller."""
     stack, _ = view.split(layers)
     rows, columns = view.split(cut)
@@ -188,7 +199,8 @@ def _small(view: LeafGradients, layers: int, cut: int) -> Array | None:
     left, right = (jnp.concatenate(side, axis=-2) for side in sides)
     if left.shape[-2] >= min(left.shape[-1], right.shape[-1]):
         return None
-    r, s = (jnp.linalg.qr(jnp.swapaxes(x, -1, -2), mode="r") for x in (left, right))
+    r = jnp.linalg.qr(_after(jnp.swapaxes(left, -1, -2), after), mode="r")
+    s = jnp.linalg.qr(_after(jnp.swapaxes(right, -1, -2), r), mode="r")
     return jnp.matmul(r, jnp.swapaxes(s, -1, -2), precision=products.HIGHEST)
 
 
