@@ -10,8 +10,8 @@ rank than a short answer; gradients of different projections are nearly orthogon
 A decoder learns to copy, sort and add digits, with and without carries spelled out. Bad examples
 have three in ten tokens of the right answer replaced at random, which is not what a low score of a
 quality metric means. Rank is bounded by the number of tokens: as a control, short answers are
-padded with filler tokens to the length of the long ones (`padded` in the evidence and the figure);
-where their rank is above that of reasoning, length explains the paper's comparison here.
+padded with filler tokens to the length of the long ones (`padded` in the evidence and the figure).
+At `quick` their rank is as high as that of reasoning: here length explains the comparison.
 
     python -m experiments run gradients/layer_spectra                   # 1 minute, two cores
     python -m experiments run gradients/layer_spectra --preset paper    # for a GPU; not run yet
