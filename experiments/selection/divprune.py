@@ -29,6 +29,7 @@ import optax
 
 from experiments import figures
 from experiments.runner import Claim
+from experiments.runner.claims import Rule
 from gradkin import data as datasets
 from gradkin import optim, selection
 
@@ -297,7 +298,7 @@ def margin(measure, better, worse, number=None):
     return of
 
 
-def above(text, reported, measure, verdict, rule="every"):
+def above(text, reported, measure, verdict, rule: Rule = "every"):
     return Claim(
         text=text,
         paper="divprune-tokens",

@@ -7,7 +7,7 @@ Claim: examples drawn from every cluster of a pool, those of higher quality more
 better models than random ones; and in rounds, clusters whose right answers the model cannot yet
 give gain weight while clusters of bad data lose it.
 
-    python -m experiments run selection/kmq                   # half a minute, one core
+    python -m experiments run selection/kmq                   # 1 minute, one core
     python -m experiments run selection/kmq --preset paper    # larger; not run yet
 
 The paper tunes language models on instructions. Here every mechanism is kept on digits: 30 clusters
@@ -17,8 +17,8 @@ under a judge, a softmax regression on 100 trusted digits outside the pool; an e
 the reward of its label, and its score that less the reward of the model's guess. A tenth of the
 pool is selected, iteratively in four rounds. A seed is the mean over several draws of everything.
 
-A model that knows its selection by heart guesses the labels, bad ones too: its scores are zero and
-no cluster gains or loses weight. That was seen in the first run; a second arm with more weight
+A model that knows its selection by heart guesses the labels, bad ones too: its scores are zero,
+and no cluster gains or loses weight. That was seen in the first run; a second arm with more weight
 decay, added after it, has the last claim.
 """
 
