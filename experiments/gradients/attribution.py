@@ -19,8 +19,8 @@ descent early amounts to.
     python -m experiments run gradients/attribution --data fashion_mnist  # 2 minutes, two cores
     python -m experiments run gradients/attribution --preset paper        # for a GPU; not run yet
 
-At `quick`, 300 digits and 64 features, TRAK over eight models has an LDS of 0.48 and TracIn over the
-same models 0.56; EK-FAC influence over all models has 0.55.
+At `quick`, 300 digits and 64 features, TRAK over eight models has an LDS of 0.48 and TracIn over
+the same models 0.56; EK-FAC influence over all models has 0.55.
 
 The paper preset has TRAK's numbers of subsets and models on MNIST, not its networks and data sets.
 """
