@@ -1,5 +1,7 @@
 """TracIn, TRAK, influence functions and retraining, against closed forms and one another."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -333,7 +335,8 @@ def test_datamodeling_score_is_spearmans(key):
     found = jax.jit(gradients.linear_datamodeling_score)(scores, subsets, outputs)
     predicted = np.asarray(subsets, np.float32) @ np.asarray(scores)
     for j in range(3):
-        wanted = scipy.stats.spearmanr(predicted[:, j], outputs[:, j])[0]
+        found_by_scipy: Any = scipy.stats.spearmanr(predicted[:, j], outputs[:, j])
+        wanted = found_by_scipy[0]
         np.testing.assert_allclose(found[j], wanted, atol=1e-5)
     # Additive outputs are ranked without error, whatever their scale; constants rank nothing.
     exact = gradients.linear_datamodeling_score(scores, subsets, jnp.exp(predicted))
