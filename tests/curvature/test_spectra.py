@@ -77,6 +77,24 @@ def test_an_exhausted_search_ends_with_what_there_is(matrix, values):
     close(jnp.trapezoid(density.density, density.grid), 1, 0.01)
 
 
+def test_rounding_in_a_null_space_is_not_taken_for_more():
+    """Six of twelve eigenvalues are zero, and a product by derivatives rounds them differently."""
+    numbers = np.random.default_rng(0)
+    u, v = (numbers.normal(size=6).astype(np.float32) for _ in range(2))
+    x = np.sqrt(24) * np.linalg.qr(numbers.normal(size=(24, 6)))[0]
+    x = jnp.asarray(x, np.float32)
+
+    def loss(params, example):
+        features, target = example
+        return 0.5 * jnp.square(jnp.vdot(params["u"] * params["v"], features) - target)
+
+    H = gradkin.hessian(loss)({"u": jnp.asarray(u), "v": jnp.asarray(v)}, (x, x @ (u * v)))
+    wanted = np.linalg.eigvalsh(np.asarray(H.materialize(), np.float64))[:-3:-1]
+    find = jax.jit(jax.vmap(lambda key: H.top_eigenpairs(key, 2, num_matvecs=12).values))
+    found = find(jnp.concatenate([KEY[None], jax.random.split(KEY, 15)]))
+    np.testing.assert_allclose(found, np.broadcast_to(wanted, found.shape), rtol=1e-4)
+
+
 @functools.cache
 def spectrum():
     return curvature.spectral_density(KEY, A, num_probes=200)

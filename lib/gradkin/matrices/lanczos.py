@@ -338,8 +338,9 @@ def _ritz(op: Operator, start: Array, num_matvecs: int) -> Ritz:
         basis, (diagonal, coupling), *_ = cast(Any, factorise(op.product, start))
         # |A q| without what couples to the next vector; a NaN compares as exhausted.
         before = jnp.concatenate([jnp.zeros((1,), op.dtype), coupling])[:-1]
-        local = jnp.hypot(diagonal[:-1], before)
-        goes_on = jnp.abs(coupling) > 10 * np.finfo(op.dtype).eps * local
+        # The largest so far: in a null space what is seen of A is itself rounding.
+        seen = jax.lax.cummax(jnp.hypot(diagonal[:-1], before))
+        goes_on = jnp.abs(coupling) > 10 * np.finfo(op.dtype).eps * seen
         known = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
         diagonal = jnp.where(known, diagonal, 0)
         coupling = jnp.where(known[1:], coupling, 0)

@@ -15,5 +15,5 @@ def shown(items: Iterable[Any], wanted: bool, what: str, *, total: int | None = 
     try:
         import tqdm
     except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install 'gradkin[experiments]'") from error
+        raise ImportError("progress=True needs tqdm: pip install 'gradkin[store]'") from error
     return tqdm.tqdm(items, desc=what, unit="shard", total=total)
