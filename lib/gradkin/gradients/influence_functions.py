@@ -249,4 +249,3 @@ def lissa(
     size, norm = optax.tree.norm(rest), optax.tree.norm(b)
     residual = jnp.where(norm == 0, size, size / jnp.where(norm == 0, jnp.ones_like(norm), norm))
     return Solution(x, residual, jnp.asarray(steps))
-
