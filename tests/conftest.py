@@ -31,8 +31,7 @@ hypothesis.settings.load_profile("gradkin")
 
 
 # Compiled programs are mapped into memory, and Linux allows a process 65,530 maps: XLA crashes
-# where there are no more. A last resort: once, in a process whose programs had been forgotten, one
-# of two programs of equal shapes returned what the other, long gone, would have.
+# where there are no more.
 MOST_MAPS = 50_000
 tests_run = itertools.count(1)
 

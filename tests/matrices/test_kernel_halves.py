@@ -12,6 +12,7 @@ import pytest
 import gradkin
 from gradkin import kernels
 from gradkin.matrices import kernel_halves, kernel_tiles
+from gradkin.pytrees import register_dataclass
 
 RNG = np.random.default_rng(6)
 X = RNG.normal(size=(29, 5)).astype(np.float32)
@@ -69,7 +70,7 @@ def test_derivatives():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), halves, whole)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@functools.partial(register_dataclass, data_fields=[], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Counted:
     """A symmetric kernel that says how large its tiles were."""

@@ -14,10 +14,11 @@ from gradkin.curvature.perturbations import check_ball, filled, norm
 from gradkin.matrices import estimates, lanczos
 from gradkin.matrices.curvature import CurvatureMatrix
 from gradkin.matrices.estimates import Estimate
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["H", "scale"], meta_fields=[])
+@functools.partial(register_dataclass, data_fields=["H", "scale"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class ScaledCurvature:
     """Curvature in the variables ``w / c``: ``D_c H D_c``, never written down.

@@ -14,11 +14,12 @@ from gradkin import checks
 from gradkin.matrices.contraction import at_least_float32
 from gradkin.matrices.operators import dot
 from gradkin.matrices.output_losses import OutputLoss, cross_entropy
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PyTree
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["features", "logits", "targets"],
     meta_fields=["output_loss"],
 )

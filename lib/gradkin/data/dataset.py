@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterator, KeysView
 from typing import Any
 
-import jax
 import numpy as np
 
 from gradkin import checks
+from gradkin.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of a data set: named arrays that share their leading axis, and the licence.

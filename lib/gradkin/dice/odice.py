@@ -20,12 +20,13 @@ from gradkin.dice.policy import (
 from gradkin.dice.targets import polyak_update
 from gradkin.dice.transitions import Transitions
 from gradkin.dice.value import ValueDiagnostics, check_lambda, value_gradient
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import PRNGKey, PyTree
 
 STATIC: Any = {"static": True}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class OdiceConfig:
     """Settings of `odice_update`; ``lam``, ``eta`` are children and may be traced or mapped over.

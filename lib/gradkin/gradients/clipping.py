@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PyTree
 
 STYLES = ("rescale", "automatic")
@@ -17,7 +18,7 @@ Groups = str | Callable[[str], str]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["value", "contribution", "clip_norms", "norms", "kept", "nonfinite"],
     meta_fields=["leaf_groups"],
 )

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 
 from gradkin.gradients.kronecker_sketch import most_square
 from gradkin.gradients.sketches import check, leaf_key, signs
 from gradkin.matrices import contraction, products
 from gradkin.matrices.products import Labelled, Part
 from gradkin.matrices.sketching import LeafGradients
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PRNGKey
 
 # What adding one number at a random place costs, in multiply-adds.

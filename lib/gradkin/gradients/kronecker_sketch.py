@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 
 from gradkin.gradients.sketches import blockwise, check, leaf_key, signs
 from gradkin.matrices.sketching import LeafGradients
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PRNGKey
 
 

@@ -11,13 +11,14 @@ import numpy as np
 from gradkin import checks
 from gradkin.gradients.accounting import RELATIONS
 from gradkin.gradients.clipping import ClippedSum
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
 ALLOCATIONS = ("equal", "proportional")
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=[
         "value",
         "sensitivity",

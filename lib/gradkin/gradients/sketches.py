@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 
 from gradkin import checks
 from gradkin.matrices import products, sketching
 from gradkin.matrices.sketching import LeafGradients
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PRNGKey, PyTree
 
 # Entries of the projection that exist at a time.

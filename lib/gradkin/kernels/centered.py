@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gradkin.matrices import distances
 from gradkin.matrices.kernel import KernelMatrix, kernel_matrix
 from gradkin.matrices.kernel_tiles import fill, pairwise_sum
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array
 
 # Divisions by n - 3 and by n - 1.
@@ -20,7 +20,7 @@ MINIMUM = {True: 4, False: 2}
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["kernels", "totals", "offset"],
     meta_fields=["shapes"],
 )

@@ -15,6 +15,7 @@ from gradkin.kernels.functions import scaled
 from gradkin.matrices import distances
 from gradkin.matrices.kernel import kernel_matrix
 from gradkin.matrices.verbs import safe_sqrt
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 
@@ -125,7 +126,7 @@ def from_features(
     return DensityEstimate(mean, error, integral(kernel, points))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["sine"])
+@functools.partial(register_dataclass, data_fields=[], meta_fields=["sine"])
 @dataclasses.dataclass(frozen=True)
 class Wave:
     """``cos <w, x>``, or the sine, as a kernel: sums over points then stream."""

@@ -4,15 +4,15 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
-import jax
 from jaxtyping import Float
 
 from gradkin.kernels.mmd import Pair, squared_mmd
 from gradkin.matrices import distances
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@functools.partial(register_dataclass, data_fields=[], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Energy:
     """``k(x, y) = -|x - y|``, which turns the measures of kernels into those of distances.

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.matrices.kernel import KernelMatrix, kernel_matrix
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, Scalar
 
 # Leaves are compared as float32, which counts no further.

@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.matrices import distances
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 Points = Any

@@ -13,13 +13,14 @@ import numpy as np
 from gradkin import checks
 from gradkin.kernels import distance_trees, private_rows
 from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 Function = Callable[[Array], Array]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["nodes", "lower", "upper", "projection"],
     meta_fields=["budget", "noise_scale", "grouped"],
 )

@@ -15,6 +15,7 @@ from gradkin.kernels.exponential_sums import ExponentialSum
 from gradkin.kernels.features import draw_frequencies
 from gradkin.kernels.functions import Exponential, Gaussian, Laplacian
 from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 ALLOCATIONS = ("proportional", "equal")
@@ -23,7 +24,7 @@ BLOCK = 2**22
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["sums", "frequencies", "offsets", "coefficients", "projection"],
     meta_fields=["budget", "noise_scale", "grouped"],
 )

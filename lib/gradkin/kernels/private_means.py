@@ -13,11 +13,12 @@ import numpy as np
 from gradkin import checks
 from gradkin.kernels import private_rows
 from gradkin.kernels.private_budget import PrivacyBudget, Sensitivity, add_noise, check_budget
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["count", "total", "squares"],
     meta_fields=["budget", "noise_scales", "grouped"],
 )

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import register_dataclass
 from jaxtyping import Float
 
 from gradkin import checks
 from gradkin.kernels.functions import SquaredEuclidean
 from gradkin.matrices import distances
 from gradkin.matrices.kernel import KernelMatrix, kernel_matrix
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, Scalar
 
 

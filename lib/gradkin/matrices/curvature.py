@@ -15,13 +15,14 @@ from gradkin.matrices.estimates import Estimate
 from gradkin.matrices.lanczos import Eigenpairs, SpectralDensity
 from gradkin.matrices.operators import operator
 from gradkin.matrices.solves import Solution
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike, PRNGKey, PyTree, Scalar
 
 _verb = functools.partial(jax.jit, inline=True)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["args"],
     meta_fields=["source", "num_examples", "batch_size"],
 )

@@ -15,13 +15,14 @@ from gradkin.matrices.arguments import path_name
 from gradkin.matrices.leaves import Leaf
 from gradkin.matrices.transposed import Transposed
 from gradkin.matrices.verbs import batch_first
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PyTree
 
 _verb = functools.partial(jax.jit, inline=True)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["table"],
     meta_fields=["leaves", "structure", "num_examples", "num_outputs"],
 )

@@ -23,11 +23,12 @@ from gradkin.matrices.kernel_arguments import (
 )
 from gradkin.matrices.kernel_centering import CenteredSums
 from gradkin.matrices.kernel_tiles import Form, Placement, Side
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["kernel", "x", "y", "weights", "row_weights", "row_mask", "column_mask"],
     meta_fields=["block", "keep_diagonal", "placement"],
 )
@@ -402,7 +403,7 @@ def kernel_matrix(
         if hasattr(kernel, "tile"):
             raise TypeError(
                 f"Expected a kernel with a tile to be a pytree, got {type(kernel).__name__}: "
-                "register it, e.g. by jax.tree_util.register_dataclass."
+                "register it, by gradkin.pytrees.register_dataclass."
             )
         kernel = kernel_tiles.Function(kernel)
     if block is not None and block < 1:

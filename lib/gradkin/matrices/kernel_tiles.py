@@ -19,6 +19,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from gradkin.matrices import distances
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array
 
 # Bytes of one panel: a processor's cache, or enough work for an accelerator.
@@ -89,7 +90,7 @@ class Reduction(NamedTuple):
     fill: float = 0.0
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+@functools.partial(register_dataclass, data_fields=[], meta_fields=["function"])
 @dataclasses.dataclass(frozen=True)
 class Function:
     """A plain function of two points as a kernel."""
@@ -100,7 +101,7 @@ class Function:
         return self.function(x, y)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel"], meta_fields=[])
+@functools.partial(register_dataclass, data_fields=["kernel"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Swapped:
     """The kernel of the transpose: ``(x, y) -> kernel(y, x)``."""

@@ -19,6 +19,7 @@ from gradkin.matrices.operators import operator
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.solves import Solution
 from gradkin.matrices.streamed import StreamedPerExampleGrads
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PyTree, Scalar
 
 _verb = functools.partial(jax.jit, inline=True)
@@ -48,7 +49,7 @@ class Block(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["bases", "eigenvalues"],
     meta_fields=["blocks", "structure"],
 )

@@ -14,12 +14,13 @@ from gradkin.matrices import distances, kernel, kernel_arguments, kernel_explain
 from gradkin.matrices.kernel_centering import CenteredSums
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.matrices.verbs import safe_sqrt
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, ArrayLike
 
 _verb = functools.partial(jax.jit, inline=True)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=[])
+@functools.partial(register_dataclass, data_fields=[], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class InnerProduct:
     """The kernel of features."""
@@ -34,7 +35,7 @@ class InnerProduct:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["left", "right", "weights", "row_weights", "row_mask", "column_mask"],
     meta_fields=["keep_diagonal"],
 )

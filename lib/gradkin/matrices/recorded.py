@@ -13,11 +13,12 @@ from gradkin import checks
 from gradkin.matrices import arguments, explain, factored, sketching, verbs
 from gradkin.matrices.leaves import Leaf
 from gradkin.matrices.transposed import Transposed
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PyTree
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["table", "weights", "losses"],
     meta_fields=["leaves", "structure", "num_examples"],
 )

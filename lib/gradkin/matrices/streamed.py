@@ -13,13 +13,14 @@ from gradkin import checks
 from gradkin.matrices import arguments, explain, micro_batches, recording, sketching, verbs
 from gradkin.matrices.recorded import PerExampleGrads
 from gradkin.matrices.transposed import Transposed
+from gradkin.pytrees import register_dataclass
 from gradkin.typing import Array, PyTree
 
 _verb = functools.partial(jax.jit, inline=True)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
+    register_dataclass,
     data_fields=["args", "operands", "losses"],
     meta_fields=["spec", "operations", "num_examples", "batch_size", "passes"],
 )
