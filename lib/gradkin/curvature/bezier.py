@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.optim import update
 from gradkin.typing import Array, ArrayLike, PRNGKey, PyTree, Scalar
 
@@ -74,7 +75,7 @@ def bezier_point(start: PyTree, middle: PyTree, end: PyTree, t: Scalar) -> PyTre
     _check_times(t=t)
 
     def mix(a: Any, b: Any, c: Any) -> Array:
-        a = jnp.asarray(a)
+        a = floating(a)
         s = jnp.asarray(t, a.dtype)
         b, c = jnp.asarray(b, a.dtype), jnp.asarray(c, a.dtype)
         return jnp.square(1 - s) * a + 2 * s * (1 - s) * b + jnp.square(s) * c

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.typing import Array, ArrayLike, Scalar
 
 
@@ -125,7 +126,7 @@ def _checked(
     u: ArrayLike, v: ArrayLike, rho: Scalar, second_moments: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     checks.positive(rho=rho)
-    u, v = jnp.asarray(u), jnp.asarray(v)
+    u, v = floating(u), floating(v)
     checks.rank(1, u=u, v=v)
     checks.same_structure(v, u, name="v", like_name="u")
     if second_moments is None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.matrices.lanczos import Eigenpairs
 from gradkin.matrices.operators import dot, operator, symmetric
 from gradkin.typing import Array, ArrayLike, PyTree, Scalar
@@ -66,7 +67,7 @@ def near_zero_share(eigenvalues: Float[ArrayLike, " size"], *, tolerance: Scalar
       A scalar in [0, 1]; 1 where all are zero.
 
     Raises:
-      ValueError: ``tolerance`` not positive.
+      ValueError: ``tolerance`` not positive, or an eigenvalue that is NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,10 +80,11 @@ def near_zero_share(eigenvalues: Float[ArrayLike, " size"], *, tolerance: Scalar
     """
     checks.positive(tolerance=tolerance)
     checks.rank(1, eigenvalues=eigenvalues)
-    size = jnp.abs(jnp.asarray(eigenvalues))
+    _check_known(eigenvalues)
+    size = jnp.abs(floating(eigenvalues))
     bound = jnp.asarray(tolerance, size.dtype) * jnp.max(size)
     small = (size < bound) | (size == 0)
-    return jnp.mean(small.astype(size.dtype))
+    return jnp.where(jnp.isnan(bound), bound, jnp.mean(small.astype(size.dtype)))
 
 
 def top_share(eigenvalues: Float[ArrayLike, " size"], k: int) -> Array:
@@ -155,7 +157,8 @@ def count_outliers(
     """
     checks.one_of(("gap", "quantile", "marchenko-pastur"), rule=rule)
     checks.rank(1, eigenvalues=eigenvalues)
-    values = jnp.sort(jnp.asarray(eigenvalues))[::-1]
+    _check_known(eigenvalues)
+    values = jnp.sort(floating(eigenvalues))[::-1]
     size = values.shape[0]
     if size < 2:
         raise ValueError(f"Expected at least 2 eigenvalues, got {size}.")
@@ -170,7 +173,13 @@ def count_outliers(
     # A gap counts while its lower end is positive and in the upper half of the positive ones.
     inside = positive[1:] & (2 * jnp.arange(1, size) <= jnp.sum(positive, dtype=np.int32))
     ratios = jnp.where(inside, values[:-1] / jnp.where(inside, values[1:], 1), 0)
-    return jnp.where(jnp.any(inside), jnp.argmax(ratios) + 1, 0).astype(np.int32)
+    return jnp.where(jnp.max(ratios) > 1, jnp.argmax(ratios) + 1, 0).astype(np.int32)
+
+
+def _check_known(eigenvalues: Any) -> None:
+    """Raise ValueError where one is NaN, as `top_eigenpairs` returns for what it did not find."""
+    if checks.is_concrete(eigenvalues) and np.isnan(np.asarray(eigenvalues)).any():
+        raise ValueError("Expected eigenvalues without NaN: leave out those that were not found.")
 
 
 def subspace_overlap(U: PyTree, V: PyTree) -> Array:

@@ -98,7 +98,7 @@ def gns(
       gamma: the first radius, > 0.
       metric: ``B`` of the norm ``|h| = sqrt(h^T B h)``, ``[P, P]``, symmetric positive definite;
         None takes the identity, which lazy curvature needs.
-      max_halvings: rejected trials after which a step is given up.
+      max_halvings: halvings of ``gamma`` within a step; rejected after them, it is given up.
       rtol: tolerance of conjugate gradients.
       max_solve_steps: products per solve at most; the last iterate is tried all the same.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.curvature.head_moments import HeadHessian, HeadMoments
 from gradkin.matrices import estimates, lanczos
 from gradkin.matrices.operators import operator, symmetric
@@ -187,7 +188,7 @@ def annealed_loss(
       arXiv:1907.02893. :cite:`arjovsky:19`
     """
     checks.non_negative(weight=weight)
-    loss = jnp.asarray(loss)
+    loss = floating(loss)
     now = jnp.where(jnp.asarray(step) >= anneal_steps, weight, 1.0).astype(loss.dtype)
     return (loss + now * jnp.asarray(penalty, loss.dtype)) / jnp.maximum(now, 1)
 

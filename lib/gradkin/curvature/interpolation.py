@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.matrices.arguments import path_name
 from gradkin.typing import Array, ArrayLike, PyTree
 
@@ -92,7 +93,7 @@ def interpolate(start: PyTree, end: PyTree, alpha: Any, *, groups: Groups = "lay
         each = [alpha] * len(jax.tree.leaves(start))
 
     def mix(w: Any, v: Any, a: Any) -> Array:
-        w = jnp.asarray(w)
+        w = floating(w)
         a = jnp.asarray(a, w.dtype)
         return (1 - a) * w + a * jnp.asarray(v, w.dtype)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.matrices import lanczos
 from gradkin.matrices.arguments import path_name
 from gradkin.typing import Array, ArrayLike, PRNGKey, PyTree
@@ -161,7 +162,8 @@ def hessian_directions(
       which: "largest", "smallest" or "magnitude".
 
     Returns:
-      Two orthonormal pytrees like the parameters.
+      Two orthonormal pytrees like the parameters. Of a matrix whose eigenvalues are all equal one
+      start sees one direction: the second is then zero (see `top_eigenpairs`).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -253,6 +255,8 @@ def loss_curve(
     checks.same_structure(direction, params, name="direction", like_name="params")
     checks.rank(1, alphas=alphas)
 
+    params = jax.tree.map(floating, params)
+
     def at(a: Array) -> Any:
         return fun(jax.tree.map(lambda w, d: w + _like(a, w) * _like(d, w), params, direction))
 
@@ -320,6 +324,7 @@ def loss_surface(
     if mode == "adam":
         checks.positive(betas=betas)
     alphas, betas = jnp.asarray(alphas), jnp.asarray(betas)
+    params = jax.tree.map(floating, params)
 
     def at(point: tuple[Array, Array]) -> Any:
         a, b = point

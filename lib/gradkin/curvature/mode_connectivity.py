@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.curvature.interpolation import interpolate
 from gradkin.typing import Array, PyTree
 
@@ -26,8 +27,9 @@ class LossPath(NamedTuple):
 
     def excess(self) -> Array:
         """``[n, ...]``: the losses minus the chord between the ends."""
-        share = self.at.astype(self.losses.dtype).reshape(-1, *(1,) * (self.losses.ndim - 1))
-        return self.losses - share * self.losses[-1:] - (1 - share) * self.losses[:1]
+        losses = floating(self.losses)
+        share = self.at.astype(losses.dtype).reshape(-1, *(1,) * (losses.ndim - 1))
+        return losses - share * losses[-1:] - (1 - share) * losses[:1]
 
     def barrier(self) -> Array:
         """``[...]``: the greatest excess; at least 0, for the ends have none."""

@@ -108,6 +108,8 @@ def gradient_opposition(G: Any, groups: OpposingGroups) -> GradientOpposition:
       Rosenfeld & Risteski (2024), arXiv:2311.04163. :cite:`opposing-signals`
     """
 
+    _check_groups(groups, len(G), "G")
+
     def group_mean(rows: Array) -> PyTree:
         weights = jnp.zeros(len(G), at_least_float32(G.dtype)).at[rows].add(1)
         return (weights / len(rows)) @ G
@@ -115,7 +117,7 @@ def gradient_opposition(G: Any, groups: OpposingGroups) -> GradientOpposition:
     losers, gainers = group_mean(groups.losers), group_mean(groups.gainers)
     norms = [_norm(tree) for tree in (losers, gainers, G.mean())]
     scale = norms[0] * norms[1]
-    cosine = jnp.where(scale > 0, _inner(losers, gainers) / jnp.where(scale > 0, scale, 1), 0)
+    cosine = jnp.where(scale == 0, 0, _inner(losers, gainers) / jnp.where(scale == 0, 1, scale))
     return GradientOpposition(losers, gainers, cosine, jnp.stack(norms[:2]) / norms[2])
 
 
@@ -152,13 +154,19 @@ def antiphase(
     changes = jnp.asarray(changes)
     if len(changes) < 2:
         raise ValueError(f"Expected changes of at least 2 steps, got {len(changes)}.")
+    _check_groups(groups, changes.shape[1], "changes")
+    changes = changes.astype(at_least_float32(changes.dtype))
     sides = [changes[:, rows] for rows in groups]
     if of == "means":
         sides = [jnp.mean(side, axis=1, keepdims=True) for side in sides]
 
     def standard(side: Array) -> Array:
-        away = side - jnp.mean(side, axis=0, keepdims=True)
-        return away / jnp.linalg.norm(away, axis=0, keepdims=True)
+        mean = jnp.mean(side, axis=0, keepdims=True)
+        away = side - mean
+        norm = jnp.linalg.norm(away, axis=0, keepdims=True)
+        # What rounding leaves of a constant does not change.
+        rounding = 64 * jnp.finfo(side.dtype).eps * len(side) ** 0.5 * jnp.abs(mean)
+        return away / jnp.where(norm <= rounding, jnp.nan, norm)
 
     # The mean over pairs of an inner product is the inner product of the means.
     left, right = (jnp.mean(standard(side), axis=1) for side in sides)
@@ -226,10 +234,23 @@ def shared_feature(
     """
     features = jnp.asarray(features)
     features = features.astype(at_least_float32(features.dtype))
+    _check_groups(groups, len(features), "features")
     middle = jnp.mean(features, axis=0)
     a, b = (jnp.mean(features[rows], axis=0) - middle for rows in groups)
     scale = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    return jnp.where(scale > 0, jnp.sum(a * b) / jnp.where(scale > 0, scale, 1), 0)
+    return jnp.where(scale == 0, 0, jnp.sum(a * b) / jnp.where(scale == 0, 1, scale))
+
+
+def _check_groups(groups: OpposingGroups, size: int, what: str) -> None:
+    """Raise ValueError where a concrete index is that of no example."""
+    for name, rows in zip(("losers", "gainers"), groups):
+        if checks.is_concrete(rows):
+            found = np.asarray(rows)
+            if found.size == 0 or found.min() < 0 or found.max() >= size:
+                raise ValueError(
+                    f"Expected groups.{name} to be indices of the {size} examples of {what}, got "
+                    f"{found if found.size < 9 else (found.min(), found.max())}."
+                )
 
 
 def _inner(a: PyTree, b: PyTree) -> Array:

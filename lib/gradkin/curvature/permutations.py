@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkin import checks
 from gradkin.matrices.arguments import path_name
 from gradkin.typing import Array, PyTree
 
@@ -184,6 +185,12 @@ def checked_permutation(spec: PermutationSpec, permutation: Mapping[str, Any]) -
             raise ValueError(
                 f"Expected permutation[{name!r}] of shape ({size},), got "
                 f"{np.shape(permutation[name])}."
+            )
+        if checks.is_concrete(permutation[name]) and not np.array_equal(
+            np.sort(np.asarray(permutation[name])), np.arange(size)
+        ):
+            raise ValueError(
+                f"Expected permutation[{name!r}] to hold each index below {size} once."
             )
     return {name: jnp.asarray(permutation[name]).astype(np.int32) for name in sizes}
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
+from gradkin.curvature.floating import floating
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
 
@@ -80,7 +81,7 @@ def sam_perturbation(
       Improving Generalization", arXiv:2010.01412. :cite:`foret:21`
     """
     check_ball(rho, p)
-    grads = jax.tree.map(jnp.asarray, grads)
+    grads = jax.tree.map(floating, grads)
     scale = filled(scale, grads)
     if p == 2:
         along = unit(jax.tree.map(jnp.multiply, scale, grads))
@@ -118,7 +119,7 @@ def project_ball(
       [1.0, 0.5]
     """
     check_ball(rho, p)
-    d = jax.tree.map(jnp.asarray, d)
+    d = jax.tree.map(floating, d)
     scale = filled(scale, d)
     inner = jax.tree.map(ratio, d, scale)
     if p == 2:
@@ -163,7 +164,7 @@ def project_ellipsoid(d: PyTree, *, rho: Scalar, scale: PyTree, num_iterations: 
       Generalization", arXiv:2302.07011, sec. 3. :cite:`modern-sharpness`
     """
     check_ball(rho, 2)
-    d = jax.tree.map(jnp.asarray, d)
+    d = jax.tree.map(floating, d)
     scale = filled(scale, d)
     inner = jax.tree.map(ratio, d, scale)
     size = norm(inner)

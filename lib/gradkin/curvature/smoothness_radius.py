@@ -93,7 +93,10 @@ def smoothness_radius(
             h = radius * direction
             error = gradient(x + h) - g - radius * turned
             length = jnp.sqrt(jnp.sum(jnp.square(error)))
-            bound = jnp.where(length > 0, size * radius / jnp.where(length > 0, length, 1), jnp.inf)
+            bound = jnp.where(
+                length == 0, jnp.inf, size * radius / jnp.where(length == 0, 1, length)
+            )
+            bound = jnp.where(jnp.isnan(length), 0, bound)  # no gradient there
             rises = jnp.sum(g * h) + radius * jnp.sum(turned * h) > 0
             return jnp.where(rises & (region == "halfspace"), jnp.inf, bound)
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gradkin import checks
@@ -66,6 +67,10 @@ def split_sgd(
       Neural Network Optimization", arXiv:2311.04163. :cite:`opposing-signals`
 
     Note:
+      Where most of a leaf's first gradient is zero (rows that are not looked up, an adapter whose
+      other factor starts at zero) a threshold of zero would stop it for good: it descends plainly,
+      and the threshold is taken from the first gradient whose quantile is not zero.
+
       The paper's quantiles and step sizes are not known to us; these defaults are our own.
     """
     checks.positive(learning_rate=learning_rate)
@@ -87,13 +92,18 @@ def split_sgd(
         first = state.count == 0
 
         def threshold(g: Array, old: Array) -> Array:
-            new = jnp.quantile(jnp.abs(g).ravel(), jnp.asarray(quantile, g.dtype))
-            return jnp.where(first, new, old)
+            # Half precision holds neither the quantile nor the number of entries.
+            wide = jnp.abs(g).ravel().astype(np.promote_types(g.dtype, np.float32))
+            new = jnp.quantile(wide, jnp.asarray(quantile, wide.dtype)).astype(g.dtype)
+            return jnp.where(first | (old == 0), new, old)
 
         def step(g: Array, tau: Array) -> Array:
             eta = jnp.asarray(learning_rate, g.dtype)
             fixed = eta * tau if sign_step is None else jnp.asarray(sign_step, g.dtype)
-            return jnp.where(jnp.abs(g) <= tau, eta * g, fixed * jnp.sign(g))
+            small = jnp.abs(g) <= tau
+            if sign_step is None:
+                small = small | (tau == 0)
+            return jnp.where(small, eta * g, fixed * jnp.sign(g))
 
         def moving(old: Array, new: Array) -> Array:
             mu = jnp.asarray(momentum, new.dtype)

@@ -63,7 +63,8 @@ def linear_datamodeling_score(
         less noisy.
 
     Returns:
-      Correlations ``[m]`` in [-1, 1]; zero where predictions or outputs are all equal.
+      Correlations ``[m]`` in [-1, 1]; zero where predictions or outputs are all equal, NaN where
+      one of them is.
 
     Raises:
       ValueError: shapes that disagree, or fewer than two subsets.
@@ -92,7 +93,10 @@ def linear_datamodeling_score(
     a, b = (_centered_ranks(x) for x in (predicted, outputs))
     both = jnp.sum(a * b, axis=0)
     scale = jnp.sqrt(jnp.sum(a**2, axis=0) * jnp.sum(b**2, axis=0))
-    return jnp.where(scale == 0, jnp.zeros_like(both), both / jnp.where(scale == 0, 1, scale))
+    found = jnp.where(scale == 0, jnp.zeros_like(both), both / jnp.where(scale == 0, 1, scale))
+    # Ranks would hide it.
+    unknown = jnp.isnan(predicted).any(axis=0) | jnp.isnan(outputs).any(axis=0)
+    return jnp.where(unknown, jnp.nan, found)
 
 
 def _centered_ranks(x: Array) -> Array:

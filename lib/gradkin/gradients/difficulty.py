@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from gradkin import checks
 from gradkin.matrices.per_example import per_example_grads
 from gradkin.typing import Array, PyTree
 
@@ -83,6 +84,13 @@ def el2n(
         raise ValueError(
             f"Expected one label per example, got labels {labels.shape} for logits {logits.shape}."
         )
+    if checks.is_concrete(labels):
+        classes = np.asarray(labels)
+        if classes.size and not (classes.min() >= 0 and classes.max() < logits.shape[-1]):
+            raise ValueError(
+                f"Expected labels of {logits.shape[-1]} classes, got {classes.min()} to "
+                f"{classes.max()}."
+            )
     wide = logits.astype(np.promote_types(logits.dtype, np.float32))
     wanted = jax.nn.one_hot(labels, logits.shape[-1], dtype=wide.dtype)
     errors = jax.nn.softmax(wide) - jnp.broadcast_to(wanted, wide.shape)

@@ -161,13 +161,16 @@ def spectral_influence(
       eigenvalue zero, or that the search did not find, count nothing.
     """
     pairs = lanczos.top_eigenpairs(key, curvature, rank, num_matvecs=num_matvecs, which="magnitude")
-    return _spectral(G, queries, pairs.values, pairs.vectors)
+    return _spectral(G, queries, *pairs)
 
 
 @_verb
-def _spectral(G: Any, queries: Any, values: Array, vectors: PyTree) -> Array:
+def _spectral(G: Any, queries: Any, values: Array, vectors: PyTree, residuals: Array) -> Array:
     along = lambda M: jax.lax.map(lambda v: M @ v, vectors)  # [k, B]
-    known = jnp.isfinite(values) & (values != 0)
+    size = jnp.abs(values)
+    # An eigenvalue within its residual, or within rounding, of zero may be zero.
+    rounding = 10 * jnp.finfo(size.dtype).eps * jnp.nanmax(size)
+    known = jnp.isfinite(size) & (size > residuals) & (size > rounding)
     inverse = jnp.where(known, 1 / jnp.where(known, values, 1), 0)
     left = along(G)
     left = left * jnp.broadcast_to(inverse[:, None].astype(left.dtype), left.shape)

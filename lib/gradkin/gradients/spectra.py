@@ -71,19 +71,22 @@ def spectral_stats(values: Float[Array, "*batch rank"]) -> SpectralStats:
     """
     largest = jnp.max(values, axis=-1)
     total = jnp.sum(values, axis=-1)
-    squares = jnp.sum(jnp.square(values), axis=-1)
     zero = largest == 0
     safe = lambda x: jnp.where(zero, jnp.ones_like(x), x)
     shares = values / jnp.broadcast_to(safe(total)[..., None], values.shape)
     known = values > 1e-7 * jnp.broadcast_to(largest[..., None], values.shape)
+    known = known | jnp.isnan(values)
     entropy = -jnp.sum(jnp.where(known, shares * jnp.log(jnp.where(known, shares, 1)), 0), axis=-1)
+    # Squares of the values themselves would under- or overflow.
+    relative = values / jnp.broadcast_to(safe(largest)[..., None], values.shape)
+    squares = jnp.sum(jnp.square(relative), axis=-1)
     where_any = lambda x: jnp.where(zero, jnp.zeros_like(x), x)
     return SpectralStats(
         total,
         where_any(jnp.exp(entropy)),
-        where_any(squares / jnp.square(safe(largest))),
+        where_any(squares),
         largest,
-        verbs.safe_sqrt(squares),
+        largest * verbs.safe_sqrt(squares),
     )
 
 
@@ -276,7 +279,10 @@ def _cosines(G: Any, numbers: tuple[tuple[int, int], ...]) -> Array:
         a, b = (verbs.inverse(verbs.safe_sqrt(squares[n])) for n in (i, j))
         scale = a * b.astype(a.dtype)
         found.append(dots * scale.astype(dots.dtype))
-    return jnp.stack(found, axis=1)
+    cosines = jnp.stack(found, axis=1)
+    if G.weights is None:
+        return cosines
+    return jnp.where(jnp.broadcast_to((G.weights == 0)[:, None], cosines.shape), 0, cosines)
 
 
 def _dots(G: Any, a: Leaf, b: Leaf) -> Array:

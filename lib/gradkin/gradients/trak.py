@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.matrices import products, sketching
+from gradkin.matrices import contraction, products, sketching
 from gradkin.matrices.per_example import value_and_per_example_grads
 from gradkin.typing import Array, IntScalar, PyTree, Scalar
 
@@ -27,6 +27,9 @@ def correct_class_margin(logits: Float[Array, " classes"], label: IntScalar) -> 
     Returns:
       Scalar: the right logit minus the log-sum-exp of the others.
 
+    Raises:
+      ValueError: fewer than two logits, or a concrete label that is no class.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkin import gradients
@@ -37,6 +40,11 @@ def correct_class_margin(logits: Float[Array, " classes"], label: IntScalar) -> 
       Park et al. (2023), "TRAK: Attributing Model Behavior at Scale", arXiv:2303.14186,
       sec. 3.2. :cite:`park:23`
     """
+    if logits.shape[0] < 2:
+        raise ValueError(f"Expected at least two logits, got {logits.shape[0]}.")
+    if checks.is_concrete(label) and not 0 <= int(label) < logits.shape[0]:
+        raise ValueError(f"Expected label to be one of {logits.shape[0]} classes, got {label}.")
+    logits = logits.astype(contraction.at_least_float32(logits.dtype))
     right = jnp.arange(logits.shape[0]) == label
     others = jnp.where(right, -jnp.inf, logits)
     return jnp.sum(jnp.where(right, logits, 0)) - jax.nn.logsumexp(others)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ class GradientStore:
           TypeError: features not of a floating dtype.
           FileExistsError: another process has committed the same rows in the meantime.
         """
+        start = integer("start", start)
         checks.non_negative(start=start)
         if not layout.NAME.fullmatch(checkpoint):
             raise ValueError(
@@ -333,6 +335,14 @@ class GradientStore:
         return np.stack([other.read(0, total, checkpoint=name) for name in names])
 
 
+def integer(name: str, value: Any) -> int:
+    """``value`` as a Python integer; TypeError for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"Expected {name} to be an integer, got {name}={value!r}.") from None
+
+
 def create_store(
     folder: str | os.PathLike,
     *,
@@ -374,16 +384,21 @@ def create_store(
       >>> found.indices.tolist()
       [[1, 2]]
     """
+    dim = integer("dim", dim)
     checks.positive(dim=dim)
+    dtype = str(dtype)
     checks.one_of(layout.DTYPES, dtype=dtype)
     size = layout.default_shard_size(dim, dtype) if shard_size is None else shard_size
     checks.positive(shard_size=size)
-    path, spec = Path(folder).absolute(), Spec(int(dim), dtype, int(size), sketch)
+    size = integer("shard_size", size)
+    path, spec = Path(folder).absolute(), Spec(dim, dtype, size, sketch)
     if not (path / "store.json").exists():
         # Where another process was faster, what it made is compared below.
         with contextlib.suppress(FileExistsError):
             layout.write_spec(path, spec)
     found = layout.read_spec(path)
+    if shard_size is None:
+        spec = spec._replace(shard_size=found.shard_size)
     for field in Spec._fields:
         if getattr(found, field) != getattr(spec, field):
             raise ValueError(
