@@ -13,8 +13,7 @@ BARE_PEER_PACKAGES := traker==0.3.2 dattri==0.3.0 PyHessian==0.1 curvlinops-for-
   einops==0.8.2 einconv==0.1.0
 BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice kernel_matrix \
   kernel_density vendi curvature sketches gradient_store
-# Four processes on any machine: one alone compiles more programs than Linux lets it map.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist=worksteal $(PYTEST_ARGS)
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=worksteal $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
 REPLICATE := gradients/coherence icl/gradient_descent dice/grid_world
