@@ -1,5 +1,7 @@
 """What was once wrong, or silently accepted."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ def test_integers_are_not_stepped_in_integers():
 
 
 def test_a_leaf_whose_first_gradient_is_nearly_all_zero_still_learns():
-    optimizer = curvature.split_sgd(0.1, momentum=0.0)
+    optimizer: Any = curvature.split_sgd(0.1, momentum=0.0)
     state = optimizer.init(jnp.zeros(20))
     _, state = optimizer.update(jnp.zeros(20).at[3].set(1.0), state)
     steps, state = optimizer.update(jnp.ones(20), state)
@@ -40,7 +42,7 @@ def test_a_leaf_whose_first_gradient_is_nearly_all_zero_still_learns():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_the_threshold_of_half_precision(dtype):
     numbers = jax.random.normal(jax.random.key(0), (100_000,)).astype(dtype)
-    optimizer = curvature.split_sgd(0.1)
+    optimizer: Any = curvature.split_sgd(0.1)
     _, state = optimizer.update(numbers, optimizer.init(numbers))
     wanted = np.quantile(np.abs(np.asarray(numbers, np.float64)), 0.9)
     np.testing.assert_allclose(np.float64(state.thresholds), wanted, rtol=0.01)

@@ -109,7 +109,7 @@ def test_diagnostics(problem):
     norms = np.linalg.norm(g_f), np.linalg.norm(g_b)
     np.testing.assert_allclose(seen.cosine, g_f @ g_b / norms[0] / norms[1], rtol=1e-4)
     np.testing.assert_allclose(seen.coefficient, g_f @ g_b / norms[0] ** 2, rtol=1e-4)
-    np.testing.assert_allclose((seen.forward_norm, seen.backward_norm), norms, rtol=1e-4)
+    np.testing.assert_allclose((seen.forward_norm, seen.backward_norm), np.array(norms), rtol=1e-4)
     phi = [value_heads(params, s)[1] for s in (batch.observation, batch.next_observation)]
     product = (phi[0] * phi[1]).sum(-1)
     np.testing.assert_allclose(seen.feature_product, product.mean(), rtol=1e-5)

@@ -137,7 +137,7 @@ def test_numpy_does_not_wrap_it():
     with pytest.raises(TypeError, match=r"Expected K.materialize\(\)"):
         np.asarray(K)
     with pytest.raises(TypeError, match="function of two points, got a ndarray"):
-        gradkin.kernel_matrix(X, kernels.Gaussian())
+        gradkin.kernel_matrix(X, cast(Any, kernels.Gaussian()))
 
 
 def test_points_with_themselves():
