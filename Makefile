@@ -50,11 +50,8 @@ replicate: install  ## replicate the papers of REPLICATE at PRESET=quick, SEEDS=
 	  $(BIN)/python -m experiments run $$name --preset $(PRESET) --seeds $(SEEDS) || status=$$?; \
 	done; $(BIN)/python -m experiments report; exit $$status
 
-# Tests draw nothing by chance: one that passes alone, in a new process, failed for what else the
-# first process had done. Both results are shown; look into it.
-test: install  ## the test suite; what fails is tried once more, alone
-	$(PYTEST) || { echo "Once more, in a new process, what failed:"; \
-	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none $(PYTEST_ARGS); }
+test: install  ## the test suite
+	$(PYTEST)
 
 coverage: install  ## the test suite, and which lines of the library it runs
 	$(PYTEST) --cov=gradkin --cov-report=term

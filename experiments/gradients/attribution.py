@@ -34,10 +34,11 @@ import numpy as np
 
 import gradkin
 from experiments import figures
+from experiments.gradients.centered_images import data_spec as data_spec
+from experiments.gradients.centered_images import load as load
 from experiments.gradients.left_out import correlation, logistic
 from experiments.runner import Claim
 from gradkin import curvature, gradients
-from gradkin import data as datasets
 
 PAPERS = ("park:23", "pruthi:20", "koh:17", "grosse:23", "paul:21")
 DATA = ("digits", "mnist", "fashion_mnist")
@@ -82,26 +83,6 @@ PRESETS = {
         "mnist", 5000, 500, 256, 1000, subsets=500, models=100, size=1024, rank=128, flipped=100
     ),
 }
-
-
-def load(config):
-    """Pixels minus the mean training image, scaled to the config's mean squared norm."""
-    train, test = (datasets.load(config.data, split) for split in ("train", "test"))
-    x, x_test = (datasets.images(split, flatten=True) for split in (train, test))
-    mean = x.mean(0, keepdims=True)
-    scale = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1)) / config.squared_norm)
-    inputs = {"x": (x - mean) / scale, "x_test": (x_test - mean) / scale}
-    return inputs | {"y": train["label"], "y_test": test["label"]}
-
-
-def data_spec(config):
-    features, train, test = (64, 1438, 359) if config.data == "digits" else (784, 60_000, 10_000)
-    return {
-        "x": jax.ShapeDtypeStruct((train, features), np.float32),
-        "x_test": jax.ShapeDtypeStruct((test, features), np.float32),
-        "y": jax.ShapeDtypeStruct((train,), np.int32),
-        "y_test": jax.ShapeDtypeStruct((test,), np.int32),
-    }
 
 
 def init(key, features, hidden):
