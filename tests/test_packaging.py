@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 IMPORT_PACKAGES = """
 import importlib, pkgutil, gradkin
 for module in pkgutil.walk_packages(gradkin.__path__, "gradkin."):
-    if module.ispkg:
+    if module.ispkg and module.name != "gradkin.models":  # Flax modules: the extra nn
         importlib.import_module(module.name)
 print(gradkin.__file__)
 """

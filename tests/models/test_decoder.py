@@ -1,0 +1,342 @@
+"""The decoder: NumPy in float64, what positions and causality promise, adapters, rows of G."""
+
+import importlib.util
+import operator
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import gradkin
+from gradkin import models
+
+nnx = pytest.importorskip("flax.nnx")
+
+SIZES = {"width": 16, "depth": 2, "num_heads": 2, "mlp_width": 24, "max_length": 8}
+V, RANK, ALPHA = 11, 8, 20
+
+
+def made(seed=0, **options):
+    """A decoder in pieces; what starts at zero or one is moved away from there."""
+    options = {**SIZES, "lora_rank": RANK, "lora_alpha": ALPHA, **options}
+
+    def make(key):
+        graph, state = nnx.split(models.Decoder(V, **options, rngs=nnx.Rngs(key)))
+        leaves, structure = jax.tree.flatten(state)
+        keys = jax.random.split(key, len(leaves))
+        moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+        return graph, jax.tree.unflatten(structure, moved)
+
+    return jax.jit(make)(jax.random.key(seed))
+
+
+def tokens_of(*shape):
+    return jnp.asarray(np.random.default_rng(shape).integers(0, V, shape, np.int32))
+
+
+@jax.jit
+def logits_of(graph, state, tokens):
+    return nnx.merge(graph, state)(tokens)
+
+
+@pytest.fixture(scope="module")
+def pieces():
+    return made()
+
+
+def numbers(state):
+    """Nested dictionaries of arrays, in float64."""
+    pure = nnx.to_pure_dict(state)
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), pure)
+
+
+def normal(x, scale):
+    return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+
+
+def turned(x):
+    """Rotation by complex numbers."""
+    half = x.shape[-1] // 2
+    angles = np.arange(len(x))[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    z = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
+    return np.concatenate([z.real, z.imag], axis=-1)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def in_numpy(params, tokens, *, heads=2, lora=ALPHA / RANK):
+    """One sequence, adapters merged into the kernels, one head and one query at a time."""
+
+    def kernel(p):
+        return p["kernel"] + (lora * p["lora_a"] @ p["lora_b"] if "lora_a" in p else 0)
+
+    x = params["embedding"][tokens]
+    for i in range(len(params["layers"]["norm1"])):
+        layer = jax.tree.map(operator.itemgetter(i), params["layers"])
+        h = normal(x, layer["norm1"])
+        q, k, v = (np.reshape(h @ kernel(layer[n]), (len(x), heads, -1)) for n in "qkv")
+        q, k, mixed = turned(q), turned(k), np.zeros_like(v)
+        for head in range(heads):
+            for t in range(len(x)):
+                scores = k[: t + 1, head] @ q[t, head] / np.sqrt(q.shape[-1])
+                mixed[t, head] = softmax(scores) @ v[: t + 1, head]
+        x = x + mixed.reshape(x.shape) @ kernel(layer["o"])
+        h = normal(x, layer["norm2"]) @ kernel(layer["up"])
+        gelu = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        x = x + gelu @ kernel(layer["down"])
+    return normal(x, params["norm"]) @ kernel(params["head"])
+
+
+def test_equals_numpy_in_float64():
+    with jax.enable_x64(True):
+        graph, state = made()
+        tokens = tokens_of(2, 7)
+        found = logits_of(graph, state, tokens)
+        assert found.dtype == np.float64
+        expected = [in_numpy(numbers(state), np.asarray(row)) for row in tokens]
+        np.testing.assert_allclose(found, np.stack(expected), rtol=1e-10, atol=1e-12)
+
+
+def test_equals_numpy_in_float32(pieces):
+    tokens = tokens_of(5)
+    expected = in_numpy(numbers(pieces[1]), np.asarray(tokens))
+    np.testing.assert_allclose(logits_of(*pieces, tokens), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_run_one_after_another(pieces):
+    """The scan over stacked layers against a loop over them."""
+    decoder, tokens = nnx.merge(*pieces), tokens_of(3, 6)
+    graph, layers = nnx.split(decoder.layers)
+    x = decoder.embedding[...][tokens]
+    step = jax.jit(lambda layer, x: nnx.merge(graph, layer)(x))
+    for i in range(2):
+        x = step(jax.tree.map(operator.itemgetter(i), layers), x)
+    np.testing.assert_allclose(
+        logits_of(*pieces, tokens),
+        decoder.head(normal(np.asarray(x), np.asarray(decoder.norm[...]))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_the_future_is_not_seen(pieces):
+    tokens = tokens_of(2, 8)
+    before = logits_of(*pieces, tokens)
+    after = logits_of(*pieces, tokens.at[:, 5].set((tokens[:, 5] + 1) % V))
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (np.abs(before[:, 5:] - after[:, 5:]).max(-1) > 1e-4).all()
+
+
+def test_rotation_sees_distances_only(key):
+    q, k = jax.random.normal(key, (2, 5, 3, 4))
+    turn = jax.jit(models.rotary_embedding)
+    at = jnp.array([0.0, 1.0, 2.0, 5.0, 9.0])
+
+    def inner(shift):
+        return jnp.einsum("thd,shd->hts", turn(q, at + shift), turn(k, at + shift))
+
+    np.testing.assert_allclose(inner(0), inner(17), rtol=1e-3, atol=1e-4)
+    assert np.abs(inner(0) - jnp.einsum("thd,shd->hts", turn(q, at), turn(k, 2 * at))).max() > 0.1
+    norms = lambda x: np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(norms(turn(q, at)), norms(q), rtol=1e-5)
+    np.testing.assert_allclose(turn(q, np.arange(5)), turned(np.asarray(q)), rtol=1e-5, atol=1e-5)
+    many = jax.vmap(turn, (0, None))(jnp.stack([q, k]), at)
+    np.testing.assert_allclose(many, turn(jnp.stack([q, k]), at), rtol=1e-5, atol=1e-6)
+
+
+def test_fresh_adapters_change_nothing_and_merge(pieces):
+    graph, state = made(lora_rank=0)
+    base, tokens = nnx.merge(graph, state), tokens_of(4)
+    adapted = models.add_lora(base, RANK, alpha=ALPHA, rngs=nnx.Rngs(3))
+    new_graph, lora, rest = nnx.split(adapted, nnx.LoRAParam, ...)
+    assert len(jax.tree.leaves(lora)) == 8
+    assert jax.tree.structure(rest) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, rest, state)
+    found = jax.jit(lambda *s: nnx.merge(new_graph, *s)(tokens))(lora, rest)
+    np.testing.assert_array_equal(found, logits_of(graph, state, tokens))
+
+    # Trained adapters, multiplied out into the kernels of a decoder without.
+    params = nnx.to_pure_dict(pieces[1])
+    for name in "qkvo":
+        p = params["layers"][name]
+        p["kernel"] += ALPHA / RANK * (p.pop("lora_a") @ p.pop("lora_b"))
+    nnx.replace_by_pure_dict(state, params)
+    np.testing.assert_allclose(
+        logits_of(graph, state, tokens), logits_of(*pieces, tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+def of_example(graph, rest):
+    def loss(params, example):
+        tokens, mask = example
+        return models.token_loss(nnx.merge(graph, params, rest)(tokens), tokens, mask)
+
+    return loss
+
+
+@pytest.mark.parametrize("trained", [nnx.Param, nnx.LoRAParam])
+def test_rows_of_gradients_stay_factored(trained):
+    graph, params, rest = nnx.split(nnx.merge(*made()), trained, ...)
+    loss = of_example(graph, rest)
+    batch = tokens_of(3, 5), jnp.arange(15).reshape(3, 5) % 4 > 0
+    G = gradkin.per_example_grads(loss)(params, batch)
+    routes = {row.path: row.route for row in G.explain().rows}
+    names = [f"layers/{n}/lora_{x}" for n in "qkvo" for x in "ab"]
+    if trained is nnx.Param:
+        names += ["embedding", "head/kernel"]
+        names += [f"layers/{n}/kernel" for n in (*"qkvo", "up", "down")]
+    assert {path for path, route in routes.items() if route == "factors"} == set(names)
+    assert {path.rpartition("/")[2] for path in routes.keys() - set(names)} <= {
+        *("norm", "norm1", "norm2")
+    }
+    expected = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        G.materialize(),
+        expected,
+    )
+
+
+def test_bfloat16(pieces):
+    """Half precision inside, float32 logits and gradients."""
+    half, params = made(dtype=jnp.bfloat16)
+    tokens = tokens_of(2, 6)
+    found, exact = logits_of(half, params, tokens), logits_of(*pieces, tokens)
+    assert found.dtype == np.float32
+    assert 1e-4 < np.abs(found - exact).max() < 0.15
+    loss = lambda params, tokens: models.token_loss(
+        nnx.merge(half, params)(tokens), tokens, tokens >= 0
+    )
+    G = gradkin.per_example_grads(loss)(params, tokens)
+    expected = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, tokens)
+    assert {x.dtype for x in jax.tree.leaves(expected)} == {np.dtype(np.float32)}
+    norms = np.sqrt(sum((x**2).reshape(2, -1).sum(1) for x in jax.tree.leaves(expected)))
+    np.testing.assert_allclose(G.norms(), norms, rtol=2e-2)
+    cast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert logits_of(pieces[0], cast, tokens).dtype == np.float32  # parameters may be half, too
+
+
+def test_seeds_as_one_program_and_batches(pieces):
+    graph, first = pieces
+    second = made(1)[1]
+    both = jax.tree.map(lambda *x: jnp.stack(x), first, second)
+    tokens = tokens_of(2, 3, 4)
+    of_both = jax.vmap(logits_of, (None, 0, None))(graph, both, tokens)
+    np.testing.assert_allclose(of_both[1], logits_of(graph, second, tokens), rtol=1e-4, atol=1e-5)
+    one = logits_of(graph, first, tokens[1, 2])
+    np.testing.assert_allclose(of_both[0][1, 2], one, rtol=1e-4, atol=1e-5)
+    assert one.shape == (4, V)
+
+
+def test_sharded(pieces, mesh):
+    tokens = tokens_of(8, 6)
+    spread = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec("data")))
+    found = logits_of(*pieces, spread)
+    assert found.sharding.spec[0] == "data"
+    np.testing.assert_allclose(found, logits_of(*pieces, tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_tokens_that_are_none_give_nan(pieces):
+    for wrong in (-1, V):
+        found = logits_of(*pieces, jnp.array([1, 2, wrong, 3]))
+        assert np.isfinite(found[:2]).all()
+        assert np.isnan(found[2:]).all()
+
+
+def log_softmax(x):
+    return np.log(softmax(np.asarray(x, np.float64)))
+
+
+@jax.jit
+def loss_and_gradient(logits, tokens, mask):
+    return jax.value_and_grad(lambda x: jnp.sum(models.token_loss(x, tokens, mask)))(logits)
+
+
+def test_loss_counts_the_tokens_of_the_mask(key):
+    logits, tokens = jax.random.normal(key, (2, 6, V)), tokens_of(2, 6)
+    mask = np.array([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 1, 0]], bool)
+    found = models.token_loss(logits, tokens, mask)
+    log = log_softmax(logits)
+    each = lambda b, *places: -np.mean([log[b, t - 1, tokens[b, t]] for t in places])
+    np.testing.assert_allclose(found, [each(0, 2, 3, 5), each(1, 4)], rtol=1e-5)
+    total, gradient = loss_and_gradient(logits, tokens, mask)
+    np.testing.assert_allclose(total, sum(found), rtol=1e-5)
+    one_hot = np.eye(V)[tokens[:, 1:]]
+    weights = mask[:, 1:, None] / mask[:, 1:].sum(1)[:, None, None]
+    expected = (np.exp(log[:, :-1]) - one_hot) * weights
+    np.testing.assert_allclose(gradient[:, :-1], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, -1], 0)
+
+
+def test_loss_of_nothing_is_zero(key):
+    """Not even a NaN is seen where the mask does not look."""
+    logits, tokens = jnp.full((2, 6, V), jnp.nan).at[1].set(0.0), tokens_of(2, 6)
+    mask = np.zeros((2, 6), bool)
+    mask[1, 1] = mask[0, 0] = True
+    total, gradient = loss_and_gradient(logits.at[1, 2].set(jnp.nan), tokens, mask)
+    np.testing.assert_allclose(total, np.log(V), rtol=1e-6)
+    np.testing.assert_array_equal(gradient[0], 0)
+    assert np.isfinite(gradient).all()
+    for wrong in (-1, V):  # as padding, they are ignored; as targets, not
+        padded = tokens.at[:, 2:].set(wrong)
+        np.testing.assert_allclose(loss_and_gradient(logits, padded, mask)[0], total)
+        assert np.isnan(loss_and_gradient(logits, tokens.at[1, 1].set(wrong), mask)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"width": 12, "num_heads": 4}, r"2 num_heads to divide width, got num_heads=4 and wid"),
+        ({"depth": 0}, r"depth > 0, got depth=0"),
+        ({"lora_rank": -1}, r"lora_rank >= 0, got lora_rank=-1"),
+        ({"mlp_width": 0}, r"mlp_width > 0"),
+    ],
+)
+def test_bad_sizes(options, match):
+    with pytest.raises(ValueError, match=match):
+        models.Decoder(V, **{**SIZES, **options}, rngs=nnx.Rngs(0))
+
+
+def test_bad_input(pieces):
+    decoder = nnx.merge(*pieces)
+    with pytest.raises(ValueError, match=r"T from 1 to max_length=8, got tokens.shape=\(9,\)"):
+        decoder(jnp.zeros(9, int))
+    with pytest.raises(ValueError, match=r"got tokens.shape=\(2, 0\)"):
+        decoder(jnp.zeros((2, 0), int))
+    with pytest.raises(TypeError, match="integer tokens, got dtype float32"):
+        decoder(jnp.zeros(3))
+    with pytest.raises(ValueError, match="without adapters, got decoder.lora_rank=8"):
+        models.add_lora(decoder, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="rank > 0, got rank=0"):
+        models.add_lora(decoder, 0, rngs=nnx.Rngs(0))
+
+
+def test_bad_loss_and_rotation():
+    logits, tokens = jnp.zeros((4, V)), tokens_of(4)
+    with pytest.raises(ValueError, match=r"logits.shape=\(4, 11\), tokens.shape=\(3,\)"):
+        models.token_loss(logits, tokens[1:], jnp.ones(3, bool))
+    with pytest.raises(ValueError, match=r"mask.shape=\(3,\)"):
+        models.token_loss(logits, tokens, jnp.ones(3, bool))
+    with pytest.raises(TypeError, match="boolean mask, got mask of dtype float32"):
+        models.token_loss(logits, tokens, jnp.ones(4))
+    with pytest.raises(ValueError, match=r"even number of channels, got x.shape=\(2, 1, 3\)"):
+        models.rotary_embedding(jnp.zeros((2, 1, 3)), np.arange(2))
+    with pytest.raises(ValueError, match=r"shape \(2,\), got positions.shape=\(3,\)"):
+        models.rotary_embedding(jnp.zeros((2, 1, 4)), np.arange(3))
+    with pytest.raises(ValueError, match="base > 0, got base=0"):
+        models.rotary_embedding(jnp.zeros((2, 1, 4)), np.arange(2), base=0.0)
+
+
+def test_says_what_to_install(monkeypatch):
+    spec = importlib.util.find_spec("gradkin.models.decoder")
+    assert spec is not None
+    assert spec.loader is not None
+    monkeypatch.setitem(sys.modules, "flax", None)
+    with pytest.raises(ImportError, match=r"pip install 'gradkin\[nn\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
