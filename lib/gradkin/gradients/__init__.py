@@ -4,6 +4,9 @@ from gradkin.gradients.accounting import GaussianMechanism as GaussianMechanism
 from gradkin.gradients.accounting import epsilon as epsilon
 from gradkin.gradients.accounting import noise_multiplier as noise_multiplier
 from gradkin.gradients.accounting import steps as steps
+from gradkin.gradients.adam_direction import AdamMoments as AdamMoments
+from gradkin.gradients.adam_direction import adam_direction as adam_direction
+from gradkin.gradients.adam_direction import adam_moments as adam_moments
 from gradkin.gradients.adaptive_clipping import QuantileClipping as QuantileClipping
 from gradkin.gradients.attribution_metrics import brittleness as brittleness
 from gradkin.gradients.attribution_metrics import (
@@ -26,6 +29,7 @@ from gradkin.gradients.dicesgd import dicesgd_mechanism as dicesgd_mechanism
 from gradkin.gradients.dicesgd import dicesgd_noise_std as dicesgd_noise_std
 from gradkin.gradients.difficulty import el2n as el2n
 from gradkin.gradients.difficulty import grand as grand
+from gradkin.gradients.gradient_features import gradient_features as gradient_features
 from gradkin.gradients.influence_functions import Influence as Influence
 from gradkin.gradients.influence_functions import influence as influence
 from gradkin.gradients.influence_functions import lissa as lissa
@@ -76,6 +80,7 @@ from gradkin.gradients.trak import trak as trak
 from gradkin.gradients.trak import trak_scores as trak_scores
 
 __all__ = [
+    "AdamMoments",
     "Batch",
     "ClippedSum",
     "CoherenceStats",
@@ -101,6 +106,8 @@ __all__ = [
     "SpectralStats",
     "TensorSketch",
     "Transitions",
+    "adam_direction",
+    "adam_moments",
     "add_noise",
     "brittleness",
     "clip_cotangent",
@@ -117,6 +124,7 @@ __all__ = [
     "epsilon",
     "example_alignment",
     "gradient_cosines",
+    "gradient_features",
     "gradient_spectra",
     "grand",
     "influence",
