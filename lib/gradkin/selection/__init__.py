@@ -1,5 +1,14 @@
 """Selection of data and of tokens: which few stand for all."""
 
+from gradkin.selection.axis_selection import AxisSelection as AxisSelection
+from gradkin.selection.axis_selection import overlap_matrix as overlap_matrix
+from gradkin.selection.axis_selection import select_by_axes as select_by_axes
+from gradkin.selection.decorrelated_scores import ScoreAxes as ScoreAxes
+from gradkin.selection.decorrelated_scores import decorrelate_scores as decorrelate_scores
+from gradkin.selection.decorrelated_scores import project_scores as project_scores
+from gradkin.selection.expected_copies import draw_copies as draw_copies
+from gradkin.selection.expected_copies import expected_mixture as expected_mixture
+from gradkin.selection.expected_copies import scale_to_budget as scale_to_budget
 from gradkin.selection.iterative_refinement import Refinement as Refinement
 from gradkin.selection.iterative_refinement import iterative_refinement as iterative_refinement
 from gradkin.selection.iterative_refinement import update_weights as update_weights
@@ -16,6 +25,19 @@ from gradkin.selection.less import less_scores as less_scores
 from gradkin.selection.less import select_top_fraction as select_top_fraction
 from gradkin.selection.max_min_diversity import farthest_first as farthest_first
 from gradkin.selection.max_min_diversity import max_min_distance as max_min_distance
+from gradkin.selection.quality_diversity_mix import MixParams as MixParams
+from gradkin.selection.quality_diversity_mix import domain_rank as domain_rank
+from gradkin.selection.quality_diversity_mix import merge_quality as merge_quality
+from gradkin.selection.quality_diversity_mix import mixture_params as mixture_params
+from gradkin.selection.quality_diversity_mix import normalize_scores as normalize_scores
+from gradkin.selection.quality_diversity_mix import quality_filter_params as quality_filter_params
+from gradkin.selection.quality_diversity_mix import sample_mix_params as sample_mix_params
+from gradkin.selection.quality_diversity_mix import sampling_value as sampling_value
+from gradkin.selection.regression_search import RegressionSearch as RegressionSearch
+from gradkin.selection.regression_search import regression_search as regression_search
+from gradkin.selection.score_regression import Scorers as Scorers
+from gradkin.selection.score_regression import fit_scorers as fit_scorers
+from gradkin.selection.score_regression import predict_scores as predict_scores
 from gradkin.selection.token_pruning import prefill_flops as prefill_flops
 from gradkin.selection.token_pruning import prune_sequence as prune_sequence
 from gradkin.selection.utility_diversity import BatchSelection as BatchSelection
@@ -32,15 +54,25 @@ from gradkin.selection.warm_up import Checkpoints as Checkpoints
 from gradkin.selection.warm_up import warm_up as warm_up
 
 __all__ = [
+    "AxisSelection",
     "BatchSelection",
     "BilinearProjection",
     "Checkpoints",
     "Clusters",
     "Less",
     "Memory",
+    "MixParams",
     "Refinement",
+    "RegressionSearch",
+    "ScoreAxes",
+    "Scorers",
     "allocate",
+    "decorrelate_scores",
+    "domain_rank",
+    "draw_copies",
+    "expected_mixture",
     "farthest_first",
+    "fit_scorers",
     "init_bilinear_projection",
     "init_memory",
     "iterative_refinement",
@@ -52,12 +84,24 @@ __all__ = [
     "less_scores",
     "max_min_distance",
     "mean_distance",
+    "merge_quality",
+    "mixture_params",
+    "normalize_scores",
     "nuclear_norm",
+    "overlap_matrix",
+    "predict_scores",
     "prefill_flops",
     "project_logits",
+    "project_scores",
     "prune_sequence",
     "push",
+    "quality_filter_params",
+    "regression_search",
     "sample_clusters",
+    "sample_mix_params",
+    "sampling_value",
+    "scale_to_budget",
+    "select_by_axes",
     "select_top_fraction",
     "update_weights",
     "utility_diversity_select",
