@@ -3,12 +3,22 @@
 from gradkin.selection.axis_selection import AxisSelection as AxisSelection
 from gradkin.selection.axis_selection import overlap_matrix as overlap_matrix
 from gradkin.selection.axis_selection import select_by_axes as select_by_axes
+from gradkin.selection.chips import ChipsScores as ChipsScores
+from gradkin.selection.chips import PairFeatures as PairFeatures
+from gradkin.selection.chips import chips as chips
+from gradkin.selection.chips import newton_alignment as newton_alignment
+from gradkin.selection.chips import pair_features as pair_features
 from gradkin.selection.decorrelated_scores import ScoreAxes as ScoreAxes
 from gradkin.selection.decorrelated_scores import decorrelate_scores as decorrelate_scores
 from gradkin.selection.decorrelated_scores import project_scores as project_scores
 from gradkin.selection.expected_copies import draw_copies as draw_copies
 from gradkin.selection.expected_copies import expected_mixture as expected_mixture
 from gradkin.selection.expected_copies import scale_to_budget as scale_to_budget
+from gradkin.selection.info_nce import EndpointHeads as EndpointHeads
+from gradkin.selection.info_nce import SplitGradients as SplitGradients
+from gradkin.selection.info_nce import endpoint_embeddings as endpoint_embeddings
+from gradkin.selection.info_nce import info_nce as info_nce
+from gradkin.selection.info_nce import info_nce_gradients as info_nce_gradients
 from gradkin.selection.iterative_refinement import Refinement as Refinement
 from gradkin.selection.iterative_refinement import iterative_refinement as iterative_refinement
 from gradkin.selection.iterative_refinement import update_weights as update_weights
@@ -58,21 +68,29 @@ __all__ = [
     "BatchSelection",
     "BilinearProjection",
     "Checkpoints",
+    "ChipsScores",
     "Clusters",
+    "EndpointHeads",
     "Less",
     "Memory",
     "MixParams",
+    "PairFeatures",
     "Refinement",
     "RegressionSearch",
     "ScoreAxes",
     "Scorers",
+    "SplitGradients",
     "allocate",
+    "chips",
     "decorrelate_scores",
     "domain_rank",
     "draw_copies",
+    "endpoint_embeddings",
     "expected_mixture",
     "farthest_first",
     "fit_scorers",
+    "info_nce",
+    "info_nce_gradients",
     "init_bilinear_projection",
     "init_memory",
     "iterative_refinement",
@@ -86,9 +104,11 @@ __all__ = [
     "mean_distance",
     "merge_quality",
     "mixture_params",
+    "newton_alignment",
     "normalize_scores",
     "nuclear_norm",
     "overlap_matrix",
+    "pair_features",
     "predict_scores",
     "prefill_flops",
     "project_logits",
