@@ -1,0 +1,336 @@
+"""LESS: warm-up, scores in the paper's and the released code's form, the store's route, a mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gradkin import curvature, gradients, optim, selection, store
+
+RELEASED = {"bias_correction": False, "eps_inside_sqrt": True}
+SCHEDULE = optax.linear_schedule(0.05, 0.01, 6)
+OPTIMIZER = optax.adam(SCHEDULE)
+SKETCH = gradients.RademacherSketch(jax.random.key(5), 64)
+SUBTASKS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def predict(params, x):
+    return jnp.tanh(x @ params["in"]) @ params["out"]
+
+
+def loss(params, example):
+    return example[2] * curvature.cross_entropy(predict(params, example[0]), example[1])
+
+
+def examples(key, count):
+    for_x, for_y = jax.random.split(key)
+    y = jax.random.randint(for_y, (count,), 0, 3)
+    return jax.random.normal(for_x, (count, 6)), y, jnp.ones(count)
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Parameters, a pool of 32 and 6 validation examples."""
+    k = jax.random.split(jax.random.key(1), 4)
+    params = {"in": jax.random.normal(k[0], (6, 5)) / 2, "out": jax.random.normal(k[1], (5, 3)) / 2}
+    return params, examples(k[2], 32), examples(k[3], 6)
+
+
+warm_up = functools.partial(
+    selection.warm_up, loss_fn=loss, optimizer=OPTIMIZER, learning_rate=SCHEDULE, epochs=3
+)
+
+
+@pytest.fixture(scope="module")
+def made(task):
+    """Checkpoints and features of the pool and of validation."""
+    params, pool, validation = task
+    checkpoints, _ = warm_up(
+        jax.random.key(2), params=params, pool=pool, num_examples=8, batch_size=4
+    )
+    features = functools.partial(selection.less_features, loss, checkpoints, sketch=SKETCH)
+    return checkpoints, features(pool), features(validation, direction="gradient")
+
+
+def at(tree, c):
+    return jax.tree.map(lambda x: x[c], tree)
+
+
+def flat(tree):
+    return np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(tree)], axis=1)
+
+
+def gradients_of(params, batch):
+    return jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def by_hand(train, validation, rates, subtasks, mean="gradient", metric="cosine"):
+    train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
+    rates = np.asarray(rates, np.float64)
+    scores = []
+    for j in range(subtasks.max() + 1):
+        ours = validation[:, subtasks == j]
+        if mean == "cosine":
+            each = np.einsum("cnk,cmk->cnm", unit(train), unit(ours)).mean(-1)
+            scores.append((rates / rates.sum()) @ each)
+        elif metric == "dot":
+            scores.append(rates @ np.einsum("cnk,ck->cn", train, ours.mean(1)))
+        else:
+            scores.append(rates @ np.einsum("cnk,ck->cn", unit(train), unit(ours.mean(1))))
+    return np.max(scores, axis=0)
+
+
+# ---- warm-up -----------------------------------------------------------------------------
+
+
+def test_warm_up_is_training_on_what_it_drew(task):
+    """With one batch an epoch the order does not matter: checkpoints are those of plain steps."""
+    params, pool, _ = task
+    checkpoints, used = warm_up(
+        jax.random.key(3), params=params, pool=pool, fraction=0.25, batch_size=100
+    )
+    assert len(set(used.tolist())) == len(used) == 8
+    np.testing.assert_allclose(checkpoints.learning_rates, 0.05 - 0.04 * np.arange(3) / 6, 1e-6)
+    assert checkpoints.moments is not None
+    few = jax.tree.map(lambda x: x[used], pool)
+    grad = jax.jit(jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, few))))
+    state = OPTIMIZER.init(params)
+    for epoch in range(3):
+        params, state = optim.update(OPTIMIZER, grad(params), state, params)
+        kept = at(checkpoints, epoch)
+        wanted = gradients.adam_moments(state, params)
+        assert int(kept.moments.count) == int(wanted.count) == epoch + 1
+        for found, value in zip(
+            jax.tree.leaves((kept.params, kept.moments.mu, kept.moments.nu)),
+            jax.tree.leaves((params, wanted.mu, wanted.nu)),
+        ):
+            np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-6)
+
+
+def test_an_epoch_uses_every_example_once():
+    """The gradient of example i is the i-th unit vector; the last batch of five by two has one."""
+    checkpoints, used = selection.warm_up(
+        jax.random.key(0), lambda w, x: w @ x, jnp.zeros(9), jnp.eye(9),
+        optimizer=optax.sgd(1.0), learning_rate=1.0, num_examples=5, epochs=2, batch_size=2,
+    )  # fmt: skip
+    assert checkpoints.moments is None
+    for epoch, w in enumerate(np.asarray(checkpoints.params), start=1):
+        assert set(np.flatnonzero(w)) == set(used.tolist())
+        np.testing.assert_allclose(w.sum(), -3 * epoch)  # three steps of total weight one
+        assert sorted(-w[np.asarray(used)])[0] == 0.5 * epoch
+    with pytest.raises(ValueError, match="Expected checkpoints with Adam's moments"):
+        selection.less_features(lambda w, x: w @ x, checkpoints, jnp.eye(9), sketch=None)
+
+
+# ---- scores ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", ["gradient", "cosine"])
+@pytest.mark.parametrize("subtasks", [None, SUBTASKS])
+def test_scores_are_their_formula(made, mean, subtasks):
+    checkpoints, train, validation = made
+    rates = checkpoints.learning_rates
+    options = {"validation_mean": mean, "subtasks": subtasks}
+    found = selection.less_scores(train, validation, rates, **options)
+    ids = np.zeros(6, int) if subtasks is None else subtasks
+    np.testing.assert_allclose(found, by_hand(train, validation, rates, ids, mean), atol=1e-5)
+    if subtasks is not None:
+        traced = jax.jit(
+            lambda *args: selection.less_scores(
+                *args[:3], subtasks=args[3], num_subtasks=4, validation_mean=mean
+            )
+        )(train, validation, rates, subtasks)  # the fourth has no example, and no say
+        np.testing.assert_allclose(traced, found, atol=1e-6)
+
+
+def test_inner_products(made):
+    checkpoints, train, validation = made
+    rates = checkpoints.learning_rates
+    found = selection.less_scores(train, validation, rates, subtasks=SUBTASKS, metric="dot")
+    wanted = by_hand(train, validation, rates, SUBTASKS, metric="dot")
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_sketch_it_is_tracing_adam_exactly(task, made):
+    """Cosines of directions written down, checkpoint by checkpoint, in either convention."""
+    _, pool, validation = task
+    checkpoints = made[0]
+    for options in ({}, RELEASED):
+        scores = []
+        features = functools.partial(selection.less_features, loss, checkpoints, sketch=None)
+        found = selection.less_scores(
+            features(pool, **options),
+            features(validation, direction="gradient"),
+            checkpoints.learning_rates,
+        )
+        for c in range(3):
+            params, moments, rate = at(checkpoints, c)
+            direction = functools.partial(gradients.adam_direction, **options)
+            ours = flat(jax.vmap(direction, (0, None))(gradients_of(params, pool), moments))
+            target = flat(gradients_of(params, validation)).mean(0)
+            scores.append(float(rate) * unit(ours) @ unit(target))
+        np.testing.assert_allclose(found, np.sum(scores, 0), atol=1e-4)
+
+
+def test_what_changes_scores_and_what_does_not(task, made):
+    params, (x, y, weight), validation = task
+    checkpoints = made[0]
+    rates = checkpoints.learning_rates
+    features = functools.partial(selection.less_features, loss, checkpoints, sketch=SKETCH)
+    # Example 1 is example 0 once more, 2 has all its tokens masked, 3 has a loss 1000 times as big.
+    x, y = x.at[1].set(x[0]), y.at[1].set(y[0])
+    plain, changed = (x, y, weight), (x, y, weight.at[2].set(0.0).at[3].set(1e3))
+    target = features(validation, direction="gradient")
+    score = functools.partial(selection.less_scores, validation=target, learning_rates=rates)
+    adam = score(features(changed))
+    sgd, scaled = (score(features(b, direction="gradient")) for b in (plain, changed))
+    np.testing.assert_allclose(adam[0], adam[1], rtol=1e-6)
+    assert adam[2] == scaled[2] == 0
+    np.testing.assert_allclose(sgd[3], scaled[3], rtol=1e-4)
+    assert abs(adam[3] - score(features(plain))[3]) > 1e-3 * abs(adam[3])
+    order = np.random.default_rng(0).permutation(32)
+    mixed = features(jax.tree.map(lambda v: v[order], changed))
+    np.testing.assert_allclose(score(mixed), adam[order], atol=1e-6)
+    # A louder validation example sways the mean of gradients, not that of cosines.
+    louder = target.at[:, 0].multiply(50.0)
+    for mean, same in (("gradient", False), ("cosine", True)):
+        pair = [
+            selection.less_scores(features(plain), t, rates, validation_mean=mean)
+            for t in (target, louder)
+        ]
+        assert np.allclose(*pair, atol=1e-5) == same
+
+
+def test_nan_stays_where_it_is(made):
+    checkpoints, train, validation = made
+    rates = checkpoints.learning_rates
+    scores = selection.less_scores(train.at[0, 3, 0].set(jnp.nan), validation, rates)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [3]
+    with pytest.raises(ValueError, match="Expected scores without NaN, got 1"):
+        selection.select_top_fraction(scores, 0.5)
+    last = jax.jit(lambda s: selection.select_top_fraction(s, 1.0))(scores)
+    assert int(last[-1]) == 3
+
+
+def test_a_store_selects_the_same(task, made, tmp_path):
+    _, pool, _ = task
+    checkpoints, train, validation = made
+    kept = store.create_store(tmp_path / "store", dim=64, shard_size=8)
+    names = [f"epoch-{c}" for c in range(3)]
+    for c, name in enumerate(names):
+        params, moments, _ = at(checkpoints, c)
+
+        def features_of(start, stop, params=params, moments=moments):
+            part = jax.tree.map(lambda x: x[start:stop], pool)
+            return gradients.gradient_features(
+                loss, params, part, sketch=SKETCH, direction="adam", moments=moments
+            )
+
+        kept.fill(features_of, num_examples=32, checkpoint=name)
+    rates = np.asarray(checkpoints.learning_rates)
+    options = {"checkpoints": names, "weights": rates.tolist(), "largest_of_queries": True}
+    for mean in ("gradient", "cosine"):
+        scores = selection.less_scores(
+            train, validation, rates, subtasks=SUBTASKS, validation_mean=mean
+        )
+        wanted = selection.select_top_fraction(scores, 0.25)
+        queries = selection.less_queries(validation, subtasks=SUBTASKS, validation_mean=mean)
+        found = kept.top_k(queries, 8, metric="normalized", **options)
+        np.testing.assert_array_equal(np.ravel(found.indices), wanted)
+        factor = 1.0 if mean == "gradient" else rates.sum()
+        np.testing.assert_allclose(
+            np.ravel(found.scores), factor * np.asarray(scores)[wanted], rtol=1e-4
+        )
+
+
+# ---- the pipeline ------------------------------------------------------------------------
+
+
+def test_pipeline_on_a_mesh(task, mesh):
+    params, pool, validation = task
+    options = {
+        "optimizer": OPTIMIZER,
+        "learning_rate": SCHEDULE,
+        "sketch": SKETCH,
+        "subtasks": SUBTASKS,
+        "fraction": 0.125,
+        "warm_up_fraction": 0.5,
+        "epochs": 2,
+        "batch_size": 8,
+        "feature_batch_size": 8,
+    }
+    run = lambda pool, **more: selection.less(
+        jax.random.key(4), loss, params, pool, validation, **options, **more
+    )
+    one = run(pool)
+    checkpoints, _ = selection.warm_up(
+        jax.random.key(4), loss, params, pool, optimizer=OPTIMIZER, learning_rate=SCHEDULE,
+        fraction=0.5, epochs=2, batch_size=8,
+    )  # fmt: skip
+    features = functools.partial(selection.less_features, loss, checkpoints, sketch=SKETCH)
+    scores = selection.less_scores(
+        features(pool),
+        features(validation, direction="gradient"),
+        checkpoints.learning_rates,
+        subtasks=SUBTASKS,
+    )
+    np.testing.assert_allclose(one.scores, scores, atol=1e-6)
+    assert one.indices.tolist() == np.argsort(-one.scores, kind="stable")[:4].tolist()
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    several = run(jax.device_put(pool, sharding), sharding=sharding)
+    np.testing.assert_allclose(several.scores, one.scores, atol=1e-5)
+    assert several.indices.tolist() == one.indices.tolist()
+
+
+def test_how_many_are_selected():
+    scores = jnp.arange(4000.0)
+    assert len(selection.select_top_fraction(scores, 0.05)) == 200
+    assert selection.select_top_fraction(scores[:3], 0.01).tolist() == [2]
+    assert selection.select_top_fraction(jnp.zeros(4), 0.5).tolist() == [0, 1]
+
+
+def test_bad_input(task, made):
+    params, pool, _ = task
+    _, train, validation = made
+    scores = functools.partial(selection.less_scores, train)
+    ones = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="same checkpoints and dimension"):
+        scores(validation[:, :, :3], ones)
+    with pytest.raises(ValueError, match="same checkpoints and dimension"):
+        scores(validation[:2], ones)
+    with pytest.raises(ValueError, match="Expected 3 learning_rates"):
+        scores(validation, ones[:2])
+    for rates in (np.zeros(3, np.float32), np.array([1, 1, -1], np.float32)):
+        with pytest.raises(ValueError, match="learning_rates that are >= 0 and not all zero"):
+            scores(validation, rates)
+    with pytest.raises(ValueError, match="Expected subtasks from 0 to 3, each with an example"):
+        scores(validation, ones, subtasks=SUBTASKS, num_subtasks=4)
+    with pytest.raises(ValueError, match="each with an example"):
+        scores(validation, ones, subtasks=SUBTASKS, num_subtasks=2)
+    with pytest.raises(ValueError, match=r"subtasks of shape \(6,\)"):
+        scores(validation, ones, subtasks=SUBTASKS[:4])
+    with pytest.raises(ValueError, match="num_subtasks where subtasks are traced"):
+        jax.jit(lambda s: scores(validation, ones, subtasks=s))(SUBTASKS)
+    with pytest.raises(ValueError, match="validation_mean to be one of"):
+        scores(validation, ones, validation_mean="mean")
+    with pytest.raises(ValueError, match="validation_mean='gradient' with metric='dot'"):
+        scores(validation, ones, validation_mean="cosine", metric="dot")
+    for fraction in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"fraction in \(0, 1\]"):
+            selection.select_top_fraction(jnp.ones(3), fraction)
+        with pytest.raises(ValueError, match=r"fraction in \(0, 1\]"):
+            warm_up(jax.random.key(0), params=params, pool=pool, batch_size=4, fraction=fraction)
+    with pytest.raises(ValueError, match="num_examples from 1 to 32"):
+        warm_up(jax.random.key(0), params=params, pool=pool, batch_size=4, num_examples=33)
+    with pytest.raises(ValueError, match="batch_size > 0"):
+        warm_up(jax.random.key(0), params=params, pool=pool, batch_size=0)
+    with pytest.raises(ValueError, match="at least one score"):
+        selection.select_top_fraction(jnp.ones(0), 0.5)
