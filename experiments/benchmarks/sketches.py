@@ -1,9 +1,10 @@
-"""Sketches of gradients: time and error for sizes ``k``, beside TRAK's and dattri's projectors.
+"""Sketches of gradients: time and error for sizes ``k``, beside TRAK, dattri and bergson.
 
 ``rows``: sixteen vectors of 2^18 numbers that are already written down, projected to ``k``; ratios
 are to TRAK's `BasicProjector` with signs (its faster one needs CUDA). ``transformer``: from a batch
 of sixteen sequences to features, where some sketches never form a gradient; ratios are to the plain
-gradient of the mean loss. Each row of the results also has the root mean square errors, over pairs
+gradient of the mean loss, bergson's to PyTorch's (of its untied model; it leaves out embeddings
+and norms). Each row of the results also has the root mean square errors, over pairs
 of examples, of inner products (in units of ``|g| |h|``) and of cosines; plain chance is
 ``1 / sqrt(k)``.
 
@@ -21,7 +22,7 @@ from experiments.benchmarks.peers.projectors import errors, rows
 from experiments.benchmarks.worker import serve
 
 PEERS = harness.ROOT / ".venv-peers" / "bin" / "python"
-MISSING = "traker and dattri: make peers"
+MISSING = "traker, dattri or bergson: make peers"
 SKETCHES = (
     "Rademacher",
     "Gaussian",
@@ -37,6 +38,7 @@ THEIRS = ("TRAK rademacher", "TRAK normal", "dattri rademacher")
 PLAIN = "plain gradient"
 FORMED = "gradients written down"
 FROM_LOSS = " from the loss"
+BERGSON = ("plain gradient", "per module", "global")
 CASES = {
     "rows, k = 256": 256,
     "rows, k = 1024": 1024,
@@ -113,7 +115,15 @@ def variants(case: str, *, tiny: bool, python: Path) -> list[Variant]:
             Variant(job, (*peer, job, size, *suffix), THEIRS[:1], MISSING) for job in THEIRS
         ]
     jobs = (PLAIN, FORMED, *(job + FROM_LOSS for job in OF_MODELS))
-    return [Variant(job, (*command, job, *suffix), (PLAIN,)) for job in jobs]
+    ours = [Variant(job, (*command, job, *suffix), (PLAIN,)) for job in jobs]
+    peer = (str(python), "-m", "experiments.benchmarks.peers.bergson_features")
+    size = "16" if tiny else str(CASES[case])
+    return ours + [
+        Variant(
+            f"bergson, {job}", (*peer, job, size, *suffix), (f"bergson, {BERGSON[0]}",), MISSING
+        )
+        for job in BERGSON
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
