@@ -1,9 +1,8 @@
 """Features of a transformer's gradients by bergson: projections made in backward hooks.
 
-Gradients of linear layers; bergson leaves embeddings and norms out. ``per module`` multiplies each
-layer's gradient by random signs from both sides (``sqrt(SIZE)`` rows and columns); ``global``
-writes it down and adds the projections of all layers to ``SIZE`` numbers. The loss of an example is
-the mean over its tokens.
+Gradients of linear layers; bergson leaves embeddings and norms out. ``features`` multiplies each
+layer's gradient by random signs from both sides, to ``sqrt(SIZE)`` rows and columns, and joins what
+comes out. The loss of an example is the mean over its tokens.
 
     python -m experiments.benchmarks.peers.bergson_features JOB SIZE [--tiny]
 """
@@ -47,25 +46,19 @@ def build(job: str, size: int, tiny: bool) -> tuple[Callable[[], Any], dict[str,
 
     if job == "plain gradient":
         return plain, report
-    collect = collector(model, loss, job, size)
-    whole = collector(model, loss, "whole", None)().numpy().astype(np.float64)
+    collect = collector(model, loss, math.isqrt(size))
+    whole = collector(model, loss, None)().numpy().astype(np.float64)
     return collect, report | errors(collect().numpy(), whole @ whole.T)
 
 
-def collector(model: Any, loss: Callable[[], Any], job: str, size: int | None) -> Callable[[], Any]:
-    """A call that gives one row per example."""
+def collector(model: Any, loss: Callable[[], Any], side: int | None) -> Callable[[], Any]:
+    """A call that gives one row per example: ``side**2`` numbers a layer, or all of them."""
     import torch
     from bergson.collector.gradient_collectors import StreamingGradientCollector
     from bergson.gradients import GradientProcessor
 
-    options: dict[str, Any] = {}
-    if job == "per module":
-        assert size is not None
-        options = {"projection_dim": math.isqrt(size), "projection_target": "per_module"}
-    elif job == "global":
-        options = {"projection_dim": size, "projection_target": "global"}
     # Its matrices are made in the first call and kept.
-    processor = GradientProcessor(**options)
+    processor = GradientProcessor(projection_dim=side)
 
     def collect() -> Any:
         model.zero_grad()
