@@ -9,8 +9,11 @@ from jax.core import Tracer
 
 
 def is_concrete(value: Any) -> bool:
-    """Whether a value can be read now (tracers cannot)."""
-    return not isinstance(value, Tracer)
+    """Whether a value can be read now: no tracer, nor split over devices of other processes."""
+    if isinstance(value, Tracer):
+        return False
+    split = isinstance(value, jax.Array) and not value.is_fully_addressable
+    return not split or value.is_fully_replicated
 
 
 def is_readable(value: Any) -> bool:
@@ -34,12 +37,28 @@ def non_negative(**values: Any) -> None:
             raise ValueError(f"Expected {name} >= 0, got {name}={value}.")
 
 
+def is_integer(value: Any, *, least: int | None = None) -> bool:
+    """Whether a value is an integer, Python's or NumPy's and no boolean, of at least ``least``."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        return False
+    return least is None or bool(value >= least)
+
+
 def one_of(options: Iterable[Any], **values: Any) -> None:
     """Raise ValueError unless each value is one of ``options``."""
     options = tuple(options)
     for name, value in values.items():
         if value not in options:
             raise ValueError(f"Expected {name} to be one of {options}, got {name}={value!r}.")
+
+
+def below(bound: int, **values: Any) -> None:
+    """Raise ValueError unless each concrete value is in 0, ..., bound - 1."""
+    for name, value in values.items():
+        if is_concrete(value) and np.size(value):
+            low, high = np.min(np.asarray(value)), np.max(np.asarray(value))
+            if low < 0 or high >= bound:
+                raise ValueError(f"Expected {name} in 0, ..., {bound - 1}, got {low} to {high}.")
 
 
 def rank(expected: int, **arrays: Any) -> None:
