@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from gradkin import checks
+from gradkin.matrices.contraction import at_least_float32
 from gradkin.typing import Array, ArrayLike, Scalar
 
 
@@ -55,7 +56,7 @@ def rotary_embedding(
             f"Expected one position per token, shape ({tokens},), got positions.shape="
             f"{np.shape(positions)}."
         )
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = at_least_float32(x.dtype)
     exponents = -np.arange(0, channels, 2) / channels
     frequencies = jnp.asarray(base, wide) ** jnp.asarray(exponents, wide)
     angles = jnp.outer(jnp.asarray(positions, wide), frequencies)[:, None, :]
