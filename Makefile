@@ -13,7 +13,7 @@ OLD_PEER_PACKAGES := jax==0.4.25 jaxlib==0.4.25 'numpy<2' 'scipy<1.13' neural-ta
 BARE_PEER_PACKAGES := traker==0.3.2 dattri==0.3.0 PyHessian==0.1 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \
   einops==0.8.2 einconv==0.1.0 bergson==2.5.1
 BENCHMARKS := per_example_gradients empirical_ntk private_training icl dice kernel_matrix \
-  kernel_density vendi curvature sketches gradient_store
+  kernel_density vendi curvature sketches batch_selection gradient_store
 PYTEST := $(BIN)/python -m pytest -n 2 --dist=worksteal $(PYTEST_ARGS)
 
 # What `make replicate` runs, in order; a further pillar is one more name.
