@@ -45,7 +45,6 @@ ARMS = (
     "LESS by class",
     "plain gradients by class",
 )
-WIDE = ("random", "LESS by class")  # selected by a narrow network, for a wide one
 FRACTION, WARM_UP_EPOCHS, AT_A_TIME = 0.05, 4, 1000
 
 
@@ -103,6 +102,7 @@ def accuracy(params, examples):
     return jnp.mean(guesses == examples[1])
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def draw(config, key, conflicting):
     """The pool, the domain of each of its examples, validation and test of the first domain."""
     k = jax.random.split(key, 6)
@@ -131,7 +131,7 @@ def draw(config, key, conflicting):
     )
 
 
-def train(config, key, examples, hidden, *, epochs, fraction=1.0):
+def train(config, hidden, key, examples, *, epochs, fraction=1.0):
     """Every epoch's state of a network trained from scratch."""
     start, order = jax.random.split(key)
     checkpoints, _ = selection.warm_up(
@@ -148,10 +148,11 @@ def train(config, key, examples, hidden, *, epochs, fraction=1.0):
     return checkpoints
 
 
-def choose(config, key, pool, validation, hidden):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def choose(config, hidden, key, pool, validation):
     """What each arm selects, ``[arms, k]``, and the scores of LESS."""
     k = jax.random.split(key, 3)
-    checkpoints = train(config, k[0], pool, hidden, epochs=WARM_UP_EPOCHS, fraction=FRACTION)
+    checkpoints = train(config, hidden, k[0], pool, epochs=WARM_UP_EPOCHS, fraction=FRACTION)
     sketch = gradients.RademacherSketch(k[1], config.sketch)
     features = functools.partial(
         selection.less_features, loss, checkpoints, sketch=sketch, batch_size=AT_A_TIME
@@ -175,69 +176,68 @@ def choose(config, key, pool, validation, hidden):
     return jnp.stack(top), found["LESS"]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def retrain(config, hidden, key, pool, chosen, test):
+    """Accuracy on the target after training on each row of ``chosen``."""
+
+    def final(rows):
+        examples = jax.tree.map(lambda x: x[rows], pool)
+        trained = train(config, hidden, key, examples, epochs=config.epochs)
+        return accuracy(jax.tree.map(lambda x: x[-1], trained.params), test)
+
+    return jax.vmap(final)(chosen)
+
+
 def one_pool(config, key, conflicting):
     k = jax.random.split(key, 6)
     pool, domains, validation, test = draw(config, k[0], conflicting)
-    chosen, scores = choose(config, k[1], pool, validation, config.hidden)
-    of_narrow, _ = choose(config, k[2], pool, validation, config.narrow)
-    of_narrow = of_narrow[np.array([ARMS.index(name) for name in WIDE])]
-
-    def final(key, rows, hidden):
-        examples = jax.tree.map(lambda x: x[rows], pool)
-        trained = train(config, key, examples, hidden, epochs=config.epochs)
-        return accuracy(jax.tree.map(lambda x: x[-1], trained.params), test)
-
-    purity = lambda rows: jnp.mean(domains[rows] == 0, axis=1)
-    present = jax.vmap(lambda rows: jnp.bincount(pool[1][rows], length=config.classes) > 0)(chosen)
+    chosen, scores = choose(config, config.hidden, k[1], pool, validation)
+    by_narrow, _ = choose(config, config.narrow, k[2], pool, validation)
+    everything = jnp.arange(len(domains))[None]
     return {
-        "accuracy": jax.vmap(lambda rows: final(k[3], rows, config.hidden))(chosen),
-        "accuracy_of_all": final(k[4], jnp.arange(len(domains)), config.hidden),
-        "accuracy_wide": jax.vmap(lambda rows: final(k[5], rows, config.wide))(of_narrow),
-        "purity": purity(chosen),
-        "purity_wide": purity(of_narrow),
-        "classes": jnp.sum(present, axis=1),
+        "accuracy": retrain(config, config.hidden, k[3], pool, chosen, test),
+        "accuracy_of_all": retrain(config, config.hidden, k[4], pool, everything, test)[0],
+        "accuracy_wide": retrain(config, config.wide, k[5], pool, by_narrow, test),
+        "purity": jnp.mean(domains[chosen] == 0, axis=1),
+        "purity_narrow": jnp.mean(domains[by_narrow] == 0, axis=1),
         "score_of_domain": jnp.mean(scores.reshape(config.domains, -1), axis=1),
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def both_pools(config, key):
-    """Of either pool, ``[pools, ...]``; they share centers, rotations and noise."""
-    return jax.lax.map(lambda flag: one_pool(config, key, flag), jnp.array([False, True]))
-
-
 def run(config, key, data, loop):
-    return both_pools(config, key)
+    # The pools share centers, rotations and noise.
+    found = [one_pool(config, key, flag) for flag in (False, True)]
+    return jax.tree.map(lambda *values: jnp.stack(values), *found)
+
+
+def bars(axes, places, values, **options):
+    """Means over seeds, and the seeds."""
+    axes.barh(places, values.mean(0), alpha=0.75, **options)
+    for seed in values:
+        axes.plot(seed, places, ".", color="#2b3138", ms=3)
 
 
 def plot(metrics):
-    figure, axes = figures.panels(1, 3, width=4.2, height=3.3)
-    names = (*ARMS, "all data", *(f"{name}, width 16 for 64" for name in WIDE))
-    places = np.arange(len(names))[::-1]
-    values = np.concatenate(
-        [metrics["accuracy"], metrics["accuracy_of_all"][..., None], metrics["accuracy_wide"]],
-        axis=2,
-    )
-    colours = [figures.COLOURS[0]] * len(ARMS) + [figures.COLOURS[5]]
-    colours += [figures.COLOURS[3]] * len(WIDE)
+    figure, axes = figures.panels(1, 3, width=4.2, height=3.4)
+    places = np.arange(len(ARMS))[::-1] + 1
     for i, pool in enumerate(POOLS):
-        axes[i].barh(places, values[:, i].mean(0), color=colours, alpha=0.75)
-        for seed in values[:, i]:
-            axes[i].plot(seed, places, ".", color="#2b3138", ms=4)
+        bars(axes[i], places + 0.19, metrics["accuracy"][:, i], height=0.38, label="width 32")
+        wide = metrics["accuracy_wide"][:, i]
+        bars(axes[i], places - 0.19, wide, height=0.38, label="width 64, selected by 16")
+        everything = metrics["accuracy_of_all"][:, [i]]
+        bars(axes[i], np.zeros(1), everything, height=0.38, color=figures.COLOURS[5])
         axes[i].set(xlim=(0, 1), xlabel="accuracy on the target", title=f"Domains {pool}")
-        axes[i].set_yticks(places, names if i == 0 else [""] * len(names))
-        axes[i].grid(axis="y", visible=False)
-    places = np.arange(len(ARMS))
-    for i, pool in enumerate(POOLS):
-        height = places[::-1] + 0.19 * (1 - 2 * i)
-        axes[2].barh(height, metrics["purity"][:, i].mean(0), 0.38, label=pool, alpha=0.75)
-        for seed in metrics["purity"][:, i]:
-            axes[2].plot(seed, height, ".", color="#2b3138", ms=3)
-    axes[2].axvline(1 / metrics["score_of_domain"].shape[2], color="#5d6770", lw=0.8, ls=":")
-    axes[2].set_yticks(places[::-1], ARMS)
-    axes[2].set(xlim=(0, 1.3), xlabel="share from the target's domain", title="What is selected")
+        axes[2].axvline(0.125, color="#5d6770", lw=0.8, ls=":")
+        height = places + 0.19 * (1 - 2 * i)
+        purity = metrics["purity"][:, i]
+        bars(axes[2], height, purity, height=0.38, color=figures.COLOURS[2 + i], label=pool)
+    for ax in axes:
+        ax.set_yticks([*places, 0], [*ARMS, "all data"] if ax is axes[0] else [""] * 7)
+        ax.set_ylim(-0.6, len(ARMS) + 0.6)
+        ax.grid(axis="y", visible=False)
+    axes[0].legend(loc="lower right")
     axes[2].legend(loc="lower right")
-    axes[2].grid(axis="y", visible=False)
+    axes[2].set(xlim=(0, 1), xlabel="share from the target's domain", title="What is selected")
     return figure
 
 
@@ -257,16 +257,17 @@ def claim(text, measure, holds, threshold, verdict, *, reported=REPORTED, rule="
     )
 
 
-def lead(metrics, pool, name, other, measure="accuracy", names=ARMS):
+def lead(metrics, pool, measure="accuracy"):
+    """By how much LESS by class is ahead of random."""
     values = metrics[measure][:, POOLS.index(pool)]
-    return values[:, names.index(name)] - values[:, names.index(other)]
+    return values[:, ARMS.index("LESS by class")] - values[:, ARMS.index("random")]
 
 
 CLAIMS = (
     *(
         claim(
             f"With classes as subtasks LESS beats random 5 %, domains {pool}",
-            lambda m, pool=pool: lead(m, pool, "LESS by class", "random"),
+            lambda m, pool=pool: lead(m, pool),
             lambda gain: gain > 0.1,
             "accuracy > that of random + 0.1",
             "reproduced",
@@ -295,9 +296,7 @@ CLAIMS = (
     *(
         claim(
             f"What a network of width 16 selects serves one of width 64, domains {pool}",
-            lambda m, pool=pool: lead(
-                m, pool, "LESS by class", "random", measure="accuracy_wide", names=WIDE
-            ),
+            lambda m, pool=pool: lead(m, pool, measure="accuracy_wide"),
             lambda gain: gain > 0,
             "accuracy > that of random",
             "reproduced",
@@ -307,7 +306,7 @@ CLAIMS = (
     ),
     claim(
         "What a network of width 16 selects is the target's more often than by chance",
-        lambda m: m["purity_wide"][:, :, WIDE.index("LESS by class")].min(1),
+        lambda m: m["purity_narrow"][:, :, ARMS.index("LESS by class")].min(1),
         lambda share: share > 0.125,
         "share from the target's domain > 0.125 on either pool",
         "reproduced",

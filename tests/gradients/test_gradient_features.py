@@ -1,7 +1,5 @@
 """Features of gradients: against rows written down, whatever the batch, the mesh and the route."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,36 +32,40 @@ def network():
     return params, moments, (jax.random.normal(k[5], (16, 5)), y, weight)
 
 
-def dense(params, batch):
-    """Every example's gradient, ``[n, ...]`` at each leaf."""
-    return jax.vmap(jax.grad(loss), (None, 0))(params, batch)
-
-
-def flat(rows):
-    return np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(rows)], axis=1)
+@jax.jit
+def directions(params, moments, batch):
+    """Every example's gradient, signs and step of Adam, ``[n, parameters]``, written down."""
+    rows = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+    adam = jax.vmap(gradients.adam_direction, (0, None))(rows, moments)
+    adam = jax.tree.map(lambda x: x.at[2].set(0.0), adam)
+    projected = gradients.project_rows(SKETCH, adam)
+    found = {"gradient": rows, "sign": jax.tree.map(jnp.sign, rows), "adam": adam}
+    flat = lambda rows: jnp.concatenate([x.reshape(16, -1) for x in jax.tree.leaves(rows)], axis=1)
+    return {name: flat(rows) for name, rows in found.items()}, projected
 
 
 @pytest.mark.parametrize("direction", ["gradient", "adam", "sign"])
-def test_features_are_directions_projected(network, direction):
+def test_features_are_directions(network, direction):
     params, moments, batch = network
-    rows = dense(params, batch)
-    wanted: Any = {
-        "gradient": lambda: rows,
-        "sign": lambda: jax.tree.map(jnp.sign, rows),
-        "adam": lambda: jax.vmap(lambda g: gradients.adam_direction(g, moments))(rows),
-    }[direction]()
-    wanted = jax.tree.map(lambda x: x.at[2].set(0.0), wanted)
-    options = {"direction": direction, "moments": moments}
-    exact = gradients.gradient_features(loss, params, batch, **options)
-    np.testing.assert_allclose(exact, flat(wanted), rtol=1e-4, atol=1e-5)
-    assert not exact[2].any()
+    wanted = directions(params, moments, batch)[0][direction]
     # Micro-batches that do not divide the batch change nothing.
-    few = gradients.gradient_features(loss, params, batch, batch_size=6, sketch=SKETCH, **options)
-    projected = gradients.project_rows(SKETCH, wanted)
-    np.testing.assert_allclose(few, projected, rtol=1e-4, atol=1e-4)
+    found = gradients.gradient_features(
+        loss, params, batch, direction=direction, moments=moments, batch_size=6
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not found[2].any()
+
+
+def test_features_are_projected(network):
+    params, moments, batch = network
+    exact, projected = directions(params, moments, batch)
+    found = gradients.gradient_features(
+        loss, params, batch, direction="adam", moments=moments, sketch=SKETCH
+    )
+    np.testing.assert_allclose(found, projected, rtol=1e-4, atol=1e-4)
     # Cosines survive the projection (standard deviation 0.011 at most).
     unit = lambda x: np.delete(x, 2, 0) / np.linalg.norm(np.delete(x, 2, 0), axis=1, keepdims=True)
-    cosines = [unit(np.asarray(x, np.float64)) for x in (exact, few)]
+    cosines = [unit(np.asarray(x, np.float64)) for x in (exact["adam"], found)]
     errors = cosines[0] @ cosines[0].T - cosines[1] @ cosines[1].T
     assert np.max(np.abs(errors)) < 0.05
 
@@ -84,7 +86,7 @@ def test_features_on_a_mesh_under_jit_and_vmap(network, mesh):
     assert norms[2] == 0
     spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(features(params, spread), wanted, atol=1e-5)
-    two = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
+    two = jax.tree.map(lambda x: np.stack([x, 2 * x]), params)
     several = jax.jit(jax.vmap(features, (0, None)))(two, batch)
     np.testing.assert_allclose(several[0], wanted, atol=1e-5)
 
