@@ -12,6 +12,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite compiles far more than it computes: without LLVM's optimisation passes it takes about
 # half as long. `XLA_FLAGS= make test` compiles as users do.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# scikit-learn's threads wait for one another where each core runs a test already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import jax

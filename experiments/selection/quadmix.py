@@ -17,6 +17,10 @@ blurred everywhere. A fifth of the corpus is drawn; the model is a smoothed tabl
 target is clean text of all domains alike. The search sees one set of it; the losses shown are those
 on another. RegMix, which searches domain weights alone, gets as many runs and the same average of
 ten.
+
+Seen: with 300 runs the search ends at 2.61 nats, with 1000 at 2.59; equal domains of the best
+documents by the mean score, without any search, are at 2.59 too, as is the best of the 300 tried.
+Random documents are at 2.73, and domain weights alone gain little (2.70).
 """
 
 import dataclasses
@@ -66,7 +70,7 @@ class Config:
 ZIPF = tuple(1 / rank / sum(1 / r for r in range(1, 27)) for rank in range(1, 27))
 PRESETS = {
     "smoke": Config(
-        documents=100, length=5, vocabulary=4, target=5, runs=(64, 44), held_out=8, candidates=30
+        documents=100, length=5, vocabulary=4, target=5, runs=(64,), held_out=8, candidates=30
     ),
     "quick": Config(),
     "paper": Config(

@@ -10,6 +10,8 @@ from gradkin import selection
 
 rank_of = jax.jit(selection.domain_rank, static_argnames="higher_is_better")
 value_of = jax.jit(selection.sampling_value)
+normalize = jax.jit(selection.normalize_scores, static_argnames="norm")
+mixture_of = jax.jit(selection.expected_mixture, static_argnums=2)
 merge = jax.jit(selection.merge_quality, static_argnames="norm")
 draw = jax.jit(
     lambda keys, prior: jax.vmap(lambda k: selection.sample_mix_params(k, 3, 2, prior=prior))(keys),
@@ -54,56 +56,51 @@ def test_sampling_value_at_its_limits():
     )
     np.testing.assert_array_equal(value_of(r, DOMAIN, params(eta=0, eps=0)), inside)
     np.testing.assert_array_equal(value_of(r, DOMAIN, params(eta=0, eps=0, omega=1)), 1)
-    np.testing.assert_array_equal(
-        selection.sampling_value(
-            r, DOMAIN, selection.quality_filter_params(np.full(3, np.float32(0.4)))
-        ),
-        inside,
-    )
+    best = selection.quality_filter_params(np.full(3, np.float32(0.4)))
+    np.testing.assert_array_equal(value_of(r, DOMAIN, best), inside)
 
 
 def test_sampling_value_falls_with_the_rank_by_one_at_the_cut():
-    grid, one = np.linspace(1e-4, 1, 4001, dtype=np.float32), np.zeros(4001, np.int32)
+    grid, one = np.linspace(1e-4, 1, 4001, dtype=np.float32), np.zeros(4003, np.int32)
     for lam, eta, omega in ((0.0, 2.0, 0.3), (8.0, 0.5, 0.3), (1000.0, 3.0, 1.0), (2.0, 0.0, 0.05)):
-        chosen = params(lam=lam, eta=eta, omega=omega, eps=0.0)
-        found = np.asarray(selection.sampling_value(grid, one, chosen))
-        assert np.all(np.diff(found) <= 1e-6)
-        bound = (2 / (1 + np.exp(-lam * omega))) ** eta
-        assert found.max() <= bound * (1 + 1e-6)
         cut = np.float32(omega)
         sides = np.array([cut, np.nextafter(cut, np.float32(2))])
-        jump = selection.sampling_value(sides, one[:2], chosen)
-        np.testing.assert_allclose(jump, [1, 0], atol=1e-4)
+        chosen = params(lam=lam, eta=eta, omega=omega, eps=0.0)
+        found = np.asarray(value_of(np.concatenate([grid, sides]), one, chosen))
+        assert np.all(np.diff(found[:-2]) <= 1e-6)
+        bound = (2 / (1 + np.exp(-lam * omega))) ** eta
+        assert found.max() <= bound * (1 + 1e-6)
+        np.testing.assert_allclose(found[-2:], [1, 0], atol=1e-4)
 
 
 def test_sampling_value_has_finite_derivatives():
     def total(lam, omega):
-        return jnp.sum(
-            selection.sampling_value(ranks(), DOMAIN, params()._replace(lam=lam, omega=omega))
-        )
+        chosen = params()._replace(lam=lam, omega=omega)
+        return jnp.sum(selection.sampling_value(ranks(), DOMAIN, chosen))
 
-    grads = jax.grad(total, (0, 1))(jnp.full(3, 1e3), jnp.full(3, 0.4))
+    steep, cut = np.full(3, 1e3, np.float32), np.full(3, 0.4, np.float32)
+    grads = jax.jit(jax.grad(total, (0, 1)))(steep, cut)
     assert all(np.all(np.isfinite(g)) for g in grads)
 
 
-@pytest.mark.parametrize("higher", [True, False])
-def test_ranks_are_as_defined(higher):
+def test_ranks_are_as_defined():
     rng = np.random.default_rng(0)
     domain = rng.permutation(DOMAIN)
     quality = rng.integers(0, 12, len(domain)).astype(np.float32)  # with ties
     tokens = rng.integers(1, 50, len(domain)).astype(np.int32)
-    badness = -quality if higher else quality
     same = domain[:, None] == domain[None]
-    no_worse = same & (badness[None] <= badness[:, None])
-    for lengths in (np.ones_like(tokens), tokens):
-        expected = (no_worse @ lengths) / (same @ lengths)
-        given = None if lengths is not tokens else tokens
-        found = rank_of(quality, domain, tokens=given, higher_is_better=higher)
+    for higher, lengths in ((True, None), (False, None), (True, tokens)):
+        badness = -quality if higher else quality
+        no_worse = same & (badness[None] <= badness[:, None])
+        weights = np.ones_like(tokens) if lengths is None else tokens
+        expected = (no_worse @ weights) / (same @ weights)
+        found = rank_of(quality, domain, tokens=lengths, higher_is_better=higher)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_ranks_without_ties():
-    quality = np.random.default_rng(1).normal(size=40).astype(np.float32)
+    rng = np.random.default_rng(1)
+    quality = rng.normal(size=40).astype(np.float32)
     found = np.asarray(rank_of(quality, DOMAIN))
     for m, size in enumerate((4, 9, 27)):
         here = np.equal(DOMAIN, m)
@@ -111,24 +108,27 @@ def test_ranks_without_ties():
         np.testing.assert_allclose(own.mean(), (size + 1) / (2 * size), rtol=1e-6)
         np.testing.assert_allclose(own[np.argmax(quality[here])], 1 / size, rtol=1e-6)
         assert own.max() == 1
-        alone = selection.domain_rank(quality[here], 0 * DOMAIN[here])
-        np.testing.assert_array_equal(own, alone)
+        # Whatever other domains are made of.
+        others = np.where(here, quality, rng.normal(size=40)).astype(np.float32)
+        elsewhere = np.where(here, m, rng.integers(7, 9, 40)).astype(np.int32)
+        np.testing.assert_array_equal(rank_of(others, elsewhere)[here], own)
     np.testing.assert_array_equal(rank_of(np.exp(quality), DOMAIN), found)
     np.testing.assert_array_equal(rank_of(-quality, DOMAIN, higher_is_better=False), found)
 
 
 def test_ranks_by_tokens_round_within_their_domain():
     # A prefix sum over all domains would lose the ones behind 2^24 tokens.
-    tokens = np.array([2**24, 2**24, 1, 1, 1, 1], np.int32)
-    domain = np.array([0, 0, 1, 1, 1, 1], np.int32)
-    found = rank_of(-np.arange(6, dtype=np.float32), domain, tokens=tokens)
-    np.testing.assert_array_equal(found, [0.5, 1, 0.25, 0.5, 0.75, 1])
+    tokens, domain = np.ones(40, np.int32), np.ones(40, np.int32)
+    tokens[:2], domain[:2] = 2**24, 0
+    found = rank_of(-np.arange(40, dtype=np.float32), domain, tokens=tokens)
+    expected = np.concatenate([[0.5, 1], np.arange(1, 39) / 38])
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
 
 
 def test_scores_on_one_scale():
     scores = np.random.default_rng(2).normal(3, 5, (40, 2)).astype(np.float32)
     by = {
-        norm: np.asarray(selection.normalize_scores(scores, norm=norm))
+        norm: np.asarray(normalize(scores, norm=norm))
         for norm in ("quantile", "zscore", "minmax", "none")
     }
     np.testing.assert_array_equal(by["none"], scores)
@@ -138,11 +138,11 @@ def test_scores_on_one_scale():
     assert by["minmax"].min() == 0
     assert by["minmax"].max() == 1
     # Orientation survives, and a criterion that is the same everywhere has no say.
-    flipped = selection.normalize_scores(-scores)
+    flipped = normalize(-scores)
     np.testing.assert_allclose(flipped, 1 - by["quantile"], rtol=1e-5)
-    same = np.full((7, 1), 0.1, np.float32)
+    same = np.full((40, 2), 0.1, np.float32)
     for norm, value in (("quantile", 0.5), ("zscore", 0), ("minmax", 0)):
-        np.testing.assert_array_equal(selection.normalize_scores(same, norm=norm), value)
+        np.testing.assert_array_equal(normalize(same, norm=norm), value)
 
 
 def test_merged_quality_is_the_weighted_sum():
@@ -150,7 +150,7 @@ def test_merged_quality_is_the_weighted_sum():
     alpha = np.array([[1, 0], [0, 1], [0.25, 0.75]], np.float32)
     found = merge(scores, DOMAIN, alpha, norm="none")
     np.testing.assert_allclose(found, np.einsum("dn,dn->d", scores, alpha[DOMAIN]), rtol=1e-6)
-    quantiles = selection.normalize_scores(scores)
+    quantiles = normalize(scores)
     np.testing.assert_allclose(
         merge(scores, DOMAIN, alpha), merge(quantiles, DOMAIN, alpha, norm="none"), rtol=1e-6
     )
@@ -159,10 +159,10 @@ def test_merged_quality_is_the_weighted_sum():
 def test_domain_weights_are_a_special_case():
     weights, sizes = np.array([0.6, 0.3, 0.1], np.float32), np.array([4, 9, 27], np.float32)
     chosen = selection.mixture_params(weights, sizes, num_scores=2)
-    rank = selection.domain_rank(np.arange(40, dtype=np.float32), DOMAIN)
-    found = selection.sampling_value(rank, DOMAIN, chosen)
+    rank = rank_of(np.arange(40, dtype=np.float32), DOMAIN)
+    found = value_of(rank, DOMAIN, chosen)
     np.testing.assert_allclose(found, (weights / sizes)[DOMAIN], rtol=1e-6)
-    np.testing.assert_allclose(selection.expected_mixture(found, DOMAIN, 3), weights, rtol=1e-6)
+    np.testing.assert_allclose(mixture_of(found, DOMAIN, 3), weights, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,6 @@ def test_prior(key, prior, highest, mean_of_logarithm):
         assert 0.9 * high < float(leaf.max()) <= high * (1 + 1e-5)
         middle = np.sqrt(low * high) if mean_of_logarithm and low else (low + high) / 2
         assert 0.45 < float(np.mean(leaf < middle)) < 0.55
-    first = jax.tree.map(lambda leaf: leaf[0], found)
-    selection.sampling_value(ranks(), DOMAIN, first)  # raises where one is outside its range
 
 
 def test_sharded(mesh):
@@ -189,6 +187,7 @@ def test_sharded(mesh):
     scores = rng.normal(size=(40, 2)).astype(np.float32)
     tokens = rng.integers(1, 9, 40).astype(np.int32)
 
+    @jax.jit
     def whole(scores, domain, tokens):
         quality = selection.merge_quality(scores, domain, params().alpha)
         rank = selection.domain_rank(quality, domain, tokens=tokens)
@@ -198,7 +197,7 @@ def test_sharded(mesh):
 
     alone = whole(scores, domain, tokens)
     split = jax.device_put((scores, domain, tokens), NamedSharding(mesh, PartitionSpec("data")))
-    for a, b in zip(jax.jit(whole)(*split), alone):
+    for a, b in zip(whole(*split), alone):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
