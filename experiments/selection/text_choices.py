@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -21,20 +22,36 @@ def rate_of(config, count):
     return optax.linear_schedule(config.learning_rate, 0.0, steps)
 
 
-def adapters_of(config, key, graph, params):
+def adapted(config, key, model):
     """``(graph, adapters, frozen)`` of a decoder; alpha is four ranks, as in the paper."""
-    return language.adapted(key, graph, params, rank=config.rank, alpha=4 * config.rank)
+    return language.adapted(key, *model, rank=config.rank, alpha=4 * config.rank)
 
 
-def less_scores(config, key, model, pool, few, *, released=False):
-    """LESS's score of every text; and that of the released code.
+def vector_of(adapters):
+    """All adapters as one vector: one sketch, and one step of Adam, instead of many."""
+    return jax.flatten_util.ravel_pytree(adapters)[0]
 
-    That is the mean of cosines, and Adam's direction without bias correction and with eps inside
-    the root.
+
+@functools.partial(jax.jit, static_argnames="config")
+def examples_known(config, key, validation):
+    """Those of the candidates that may be looked at, subtask after subtask."""
+    known = jax.random.permutation(key, validation.tokens.shape[1])[: config.validation]
+    return jax.tree.map(lambda x: x[:, known].reshape(-1, x.shape[-1]), validation)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def less(config, key, number, model, pools, few):
+    """Numbers of the texts of pool `number` that LESS selects, and its released code: ``[2, m]``.
+
+    That takes the mean of cosines, and Adam's direction without bias correction and with eps
+    inside the root. The adapters are one vector; see `vector_of`.
     """
     for_adapters, for_warm_up, for_sketch = jax.random.split(key, 3)
-    graph, adapters, frozen = adapters_of(config, for_adapters, *model)
-    loss = language.loss_of(graph, frozen)
+    pool = jax.tree.map(lambda x: x[number], pools)
+    graph, adapters, frozen = adapted(config, for_adapters, model)
+    adapters, tree_of = jax.flatten_util.ravel_pytree(adapters)
+    of_tree = language.loss_of(graph, frozen)
+    loss = lambda adapters, text: of_tree(tree_of(adapters), text)
     rate = rate_of(config, round(config.fraction * len(pool.tokens)))
     checkpoints, _ = selection.warm_up(
         for_warm_up,
@@ -54,19 +71,16 @@ def less_scores(config, key, model, pool, few, *, released=False):
         sketch=gradients.RademacherSketch(for_sketch, config.sketch),
         batch_size=EXAMPLES,
     )
-    target = features(few, direction="gradient")
     score = functools.partial(
         selection.less_scores,
-        validation=target,
+        validation=features(few, direction="gradient"),
         learning_rates=checkpoints.learning_rates,
         subtasks=np.repeat(np.arange(SUBTASKS), config.validation),
         num_subtasks=SUBTASKS,
     )
-    found = [score(features(pool))]
-    if released:
-        train = features(pool, bias_correction=False, eps_inside_sqrt=True)
-        found.append(score(train, validation_mean="cosine"))
-    return found
+    released = features(pool, bias_correction=False, eps_inside_sqrt=True)
+    scores = score(features(pool)), score(released, validation_mean="cosine")
+    return jnp.stack([selection.select_top_fraction(s, config.fraction) for s in scores])
 
 
 def of_subtasks(similarity):
@@ -113,24 +127,18 @@ def as_long(key, lengths, index):
     return order[jnp.nonzero(rank < wanted, size=len(index))[0]]
 
 
-def choices(config, key, model, small, vocabulary, pool, validation):
-    """Numbers of the texts that are selected, ``[6 + draws, m]``.
+@functools.partial(jax.jit, static_argnames=("config", "vocabulary"))
+def others(config, key, number, model, pools, few, paper, *, vocabulary):
+    """What `paper`, LESS's choice, is compared with: ``[3 + draws, m]``.
 
-    Those of LESS, of its released code, of LESS with the small model, of the nearest by words and
-    by states, of random ones as long as LESS's, and of random ones.
+    The nearest by words and by states, random texts as long as LESS's, and random ones.
     """
-    k = jax.random.split(key, 5)
-    known = jax.random.permutation(k[0], validation.tokens.shape[1])[: config.validation]
-    few = jax.tree.map(lambda x: x[:, known].reshape(-1, x.shape[-1]), validation)
-    scores = [
-        *less_scores(config, k[1], model, pool, few, released=True),
-        *less_scores(config, k[2], small, pool, few),
-        nearest_words(pool, few, vocabulary),
-        nearest_states(model, pool, few),
-    ]
+    for_lengths, for_draws = jax.random.split(key)
+    pool = jax.tree.map(lambda x: x[number], pools)
+    scores = nearest_words(pool, few, vocabulary), nearest_states(model, pool, few)
     chosen = [selection.select_top_fraction(s, config.fraction) for s in scores]
     lengths = jnp.sum((pool.tokens != PAD).astype(jnp.int32), axis=1)
-    chosen.append(as_long(k[3], lengths, chosen[0]))
-    for draw in jax.random.split(k[4], config.draws):
-        chosen.append(jax.random.permutation(draw, len(lengths))[: len(chosen[0])])
-    return jnp.stack([index.astype(jnp.int32) for index in chosen])
+    chosen.append(as_long(for_lengths, lengths, paper))
+    for draw in jax.random.split(for_draws, config.draws):
+        chosen.append(jax.random.permutation(draw, len(lengths))[: len(paper)])
+    return jnp.stack([index.astype(paper.dtype) for index in chosen])

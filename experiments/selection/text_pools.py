@@ -29,7 +29,7 @@ SOURCES = 9
 # Letters are 0 to 9, their capitals 10 to 19, the numbers one to five 20 to 24.
 OPERATIONS = {
     "reverse": lambda s: s[::-1],
-    "reverse, in capitals": lambda s: [c + 10 for c in s[::-1]],
+    "mirror": lambda s: s[::-1],  # the same in other words
     "copy": lambda s: s,
     "sort": sorted,
     "next letters": lambda s: [(c + 1) % 10 for c in s],

@@ -1,19 +1,20 @@
 """Tune the adapters of one decoder on several choices of texts at once."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from experiments.selection import language
-from experiments.selection.text_choices import adapters_of, rate_of
+from experiments.selection.text_choices import adapted, rate_of, vector_of
 from gradkin import models, optim
 
 
 class Tuning(NamedTuple):
-    """Adapters being tuned, one set for each choice."""
+    """Adapters being tuned, one vector for each choice."""
 
     adapters: Any
     opt_state: Any
@@ -22,65 +23,99 @@ class Tuning(NamedTuple):
     key: Any
 
 
-def tune(config, model, keys, chosen, texts, test, loop, *, name):
+@functools.partial(jax.jit, static_argnames="config")
+def first_adapters(config, keys, model):
+    """One vector for each key."""
+    return jax.vmap(lambda key: vector_of(adapted(config, key, model)[1]))(keys)
+
+
+def decoder_of(config, model):
+    """``adapters (one vector) -> decoder``."""
+    shapes = jax.eval_shape(functools.partial(adapted, config), jax.random.key(0), model)
+    graph, adapters, _ = shapes
+    leaves, structure = jax.tree.flatten(adapters)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+
+    def decoder(vector, model):
+        parts = jnp.split(vector, ends)
+        parts = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
+        return nnx.merge(graph, structure.unflatten(parts), model[1])
+
+    return decoder
+
+
+def tune(config, model, keys, adapters, chosen, texts, loop, *, name):
     """Tune by Adam for some epochs, from the same adapters and in the same order.
 
     Args:
       config: says ``epochs``, ``batch_size``, ``learning_rate`` and ``rank``.
       model: graph and parameters of the decoder.
       keys: one for each seed.
+      adapters: where to start, ``[seeds, P]``.
       chosen: numbers of the texts, ``[seeds, choices, m]``; the last few of an epoch's order are
         left out where the batch does not divide m.
       texts: examples.
-      test: examples, held out.
       loop: that of the runner, over the seeds.
       name: for its progress bar.
 
     Returns:
-      Loss, share of right tokens of an answer and share of right answers, each with the tokens
-      before it given: ``[seeds, epochs + 1, choices, 3]``.
+      Adapters after each epoch, behind those at the start: ``[seeds, epochs + 1, choices, P]``.
     """
     amount = chosen.shape[-1]
     batch_size = min(config.batch_size, amount)
     per_epoch = amount // batch_size
     optimizer = optax.adam(rate_of(config, amount))
-    graph, _, frozen = adapters_of(config, keys[0], *model)
+    decoder = decoder_of(config, model)
 
-    def start(key, chosen):
-        _, adapters, _ = adapters_of(config, key, *model)
-        several = lambda x: jnp.broadcast_to(x, (len(chosen), *jnp.shape(x)))
-        state = jax.tree.map(several, (adapters, optimizer.init(adapters)))
-        return Tuning(*state, chosen, jnp.zeros((), jnp.int32), key)
+    @jax.jit
+    def start(keys, adapters, chosen):
+        several = lambda x: jnp.broadcast_to(x[:, None], (*chosen.shape[:2], *x.shape[1:]))
+        state = adapters, jax.vmap(optimizer.init)(adapters)
+        count = jnp.zeros(len(keys), jnp.int32)
+        return Tuning(*jax.tree.map(several, state), chosen, count, keys)
 
     def step(state, data):
-        texts, _, frozen = data
-        loss = language.loss_of(graph, frozen)
+        texts, model = data
         epoch, place = state.count // per_epoch, state.count % per_epoch
         order = jax.random.permutation(jax.random.fold_in(state.key, epoch), amount)
         batch = jax.lax.dynamic_slice_in_dim(order, place * batch_size, batch_size)
 
         def one(adapters, opt_state, chosen):
-            few = jax.tree.map(lambda x: x[chosen[batch]], texts)
-            grads = jax.grad(lambda a: jnp.mean(jax.vmap(loss, (None, 0))(a, few)))(adapters)
-            return optim.update(optimizer, grads, opt_state, adapters)
+            tokens, answer = jax.tree.map(lambda x: x[chosen[batch]], texts)
+            logits = lambda a: decoder(a, model)(tokens)
+            loss = lambda a: jnp.mean(models.token_loss(logits(a), tokens, answer))
+            return optim.update(optimizer, jax.grad(loss)(adapters), opt_state, adapters)
 
         adapters, opt_state = jax.vmap(one)(state.adapters, state.opt_state, state.chosen)
         return state._replace(adapters=adapters, opt_state=opt_state, count=state.count + 1)
 
-    def evaluate(state, data):
-        _, (tokens, answer), frozen = data
+    options = {"every": per_epoch, "evaluate": lambda state, _: state.adapters, "name": name}
+    state = start(keys, adapters, chosen)
+    return loop(step, state, config.epochs * per_epoch, data=(texts, model), **options)[1]
 
-        def one(adapters):
-            logits = nnx.merge(graph, adapters, frozen)(tokens)
-            asked = answer[:, 1:]
-            right = (jnp.argmax(logits, axis=2)[:, :-1] == tokens[:, 1:]) & asked
-            share = jnp.sum(right, axis=1) / jnp.sum(asked, axis=1)
-            whole = jnp.all(right == asked, axis=1).astype(jnp.float32)
-            losses = models.token_loss(logits, tokens, answer)
-            return jnp.stack([jnp.mean(losses), jnp.mean(share), jnp.mean(whole)])
 
-        return jax.lax.map(one, state.adapters)
+@functools.partial(jax.jit, static_argnames="config")
+def answers(config, model, adapters, test):
+    """Loss, share of right tokens of an answer, and share of right answers: ``[..., 3]``.
 
-    options = {"every": per_epoch, "evaluate": evaluate, "data": (texts, test, frozen)}
-    state = jax.vmap(start)(keys, chosen)
-    return loop(step, state, config.epochs * per_epoch, **options, name=name)[1]
+    All with the tokens before given; what is wholly right would be so without.
+
+    Args:
+      config: says ``rank``.
+      model: graph and parameters of the decoder.
+      adapters: ``[..., P]``.
+      test: examples.
+    """
+    decoder, (tokens, answer) = decoder_of(config, model), test
+
+    def one(vector):
+        logits = decoder(vector, model)(tokens)
+        asked = answer[:, 1:]
+        right = (jnp.argmax(logits, axis=2)[:, :-1] == tokens[:, 1:]) & asked
+        share = jnp.sum(right, axis=1) / jnp.sum(asked, axis=1)
+        whole = jnp.all(right == asked, axis=1).astype(jnp.float32)
+        losses = models.token_loss(logits, tokens, answer)
+        return jnp.stack([jnp.mean(losses), jnp.mean(share), jnp.mean(whole)])
+
+    found = jax.lax.map(one, adapters.reshape(-1, adapters.shape[-1]))
+    return found.reshape(*adapters.shape[:-1], 3)

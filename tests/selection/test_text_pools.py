@@ -42,7 +42,8 @@ def test_strings(strings):
         assert question[3:] == answer[:-1][::-1]
         assert question[2] == text_pools.UNSAID
     for question, answer in said(language.Examples(*(x[1, :10] for x in pools))):
-        assert [t - 10 for t in answer[:-1]] == question[3:][::-1]
+        assert answer[:-1] == question[3:][::-1]
+        assert question[0] in (text_pools.WORD + 2, text_pools.WORD + 3)
     # The eight other sources are the same in both; nothing of the target is in a pool.
     np.testing.assert_array_equal(pools.tokens[0, 10:], pools.tokens[1, 10:])
     own = {
@@ -56,18 +57,18 @@ def test_strings(strings):
 
 
 def test_every_operation():
-    answers = [operation([3, 1, 3]) for operation in text_pools.OPERATIONS.values()]
+    answers = [operation([5, 1, 3]) for operation in text_pools.OPERATIONS.values()]
     assert answers == [
-        [3, 1, 3],
-        [13, 11, 13],
-        [3, 1, 3],
-        [1, 3, 3],
-        [4, 2, 4],
-        [13, 11, 13],
+        [3, 1, 5],
+        [3, 1, 5],
+        [5, 1, 3],
+        [1, 3, 5],
+        [6, 2, 4],
+        [15, 11, 13],
+        [5],
         [3],
-        [3],
-        [1, 3, 3],
-        [21],
+        [1, 3, 5],
+        [22],
     ]
 
 
@@ -76,7 +77,9 @@ def folder(tmp_path):
     """Sets in the formats of their authors, a few lines each."""
     files = {
         "gsm8k/train.jsonl": [
-            json.dumps({"question": f"What is {i} and 2?", "answer": f"<<{i}+2={i + 2}>> {i + 2}"})
+            json.dumps(
+                {"question": f"run left I_RUN {i} and 2?", "answer": f"<<{i}+2={i + 2}>> {i + 2}"}
+            )
             for i in range(40)
         ],
         "sst2/train.tsv": [f"film number {i}\t{i % 2}" for i in range(20)],
@@ -190,13 +193,18 @@ def test_tune(strings):
 
     @jax.jit
     def tuned(keys, model, texts, test):
-        return text_tuning.tune(config, model, keys, chosen, texts, test, loop, name="few")
+        start = text_tuning.first_adapters(config, keys, model)
+        adapters = text_tuning.tune(config, model, keys, start, chosen, texts, loop, name="few")
+        return adapters, text_tuning.answers(config, model, adapters, test)
 
-    found = tuned(keys, model, texts, test)
+    adapters, found = tuned(keys, model, texts, test)
     assert found.shape == (2, 3, 3, 3)  # seeds, epochs and the start, choices, measures
     np.testing.assert_array_equal(found[:, :, 0], found[:, :, 1])
     logits = nnx.merge(*model)(test.tokens)
     loss = jnp.mean(models.token_loss(logits, test.tokens, test.answer))
     np.testing.assert_allclose(found[:, 0, :, 0], loss, rtol=1e-5)
-    assert (found[:, -1, 0, 0] < loss - 0.1).all()
-    assert (abs(found[:, -1, 0, 0] - found[:, -1, 2, 0]) > 1e-3).all()
+    assert (found[:, -1, 0, 0] < found[:, 0, 0, 0]).all()
+    assert (abs(found[:, -1, 0, 0] - found[:, -1, 2, 0]) > 1e-4).all()
+    # The first steps of Adam are as long as the rate.
+    moved = abs(adapters[:, 1] - adapters[:, 0]).max()
+    assert 0.05 < moved < 2 * 0.05 + 1e-6
