@@ -1,7 +1,5 @@
 """Influence of pairs, measured otherwise: by training on, and by gradients of all parameters."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,6 @@ DAMPINGS = (1e-3, 1e-1, 1.0)  # the first is the method's
 EXTRA = 0.1  # weight of one pair's loss beside the mean loss of a batch
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def effects(config, key, heads, made):
     """How much lower the loss of the target ends where a pair has weighed more, for some pairs."""
     optimizer = adam(config, config.effect_steps)
@@ -52,7 +49,6 @@ def effects(config, key, heads, made):
     return jax.lax.map(lowered, numbers).ravel()
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def compare(config, key, heads, made):
     """Alignments by sketched and whole end-point gradients and by gradients of all parameters.
 
@@ -83,9 +79,11 @@ def compare(config, key, heads, made):
         join = lambda x: jnp.swapaxes(x.reshape((-1, *x.shape[2:])), 0, 1)
         return jax.tree.map(join, found)
 
-    both = rows(made["raw"]["pool"])
-    wanted = jax.tree.map(lambda x: jnp.mean(jnp.sum(x, 0), 0)[None], rows(made["raw"]["target"]))
     count = config.compared
+    joined = [jnp.concatenate(x) for x in zip(made["raw"]["pool"], made["raw"]["target"])]
+    found = rows(joined)
+    both = jax.tree.map(lambda x: x[:, :count], found)
+    wanted = jax.tree.map(lambda x: jnp.mean(jnp.sum(x[:, count:], 0), 0)[None], found)
     all_rows = jax.tree.map(
         lambda x, u: jnp.concatenate([x.reshape((2 * count, *x.shape[2:])), u]), both, wanted
     )

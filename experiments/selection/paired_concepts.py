@@ -10,8 +10,8 @@ import optax
 from gradkin import optim, selection
 
 CONCEPTS, MEDICAL = 20, 5
-LATENT, INPUTS = 16, 64
-SPREAD, NOISE, COPY_NOISE = 0.5, 0.5, 0.1  # within a concept, of inputs, of near-copies
+INPUTS = 64
+NOISE, COPY_NOISE = 0.5, 0.1  # of inputs, of near-copies
 CORRUPTED, COPIED = 0.3, 0.2  # shares of the pool
 
 
@@ -22,50 +22,59 @@ def trunk(weights, x):
 @functools.partial(jax.jit, static_argnums=0)
 def make(config, key):
     """Encoders, and pairs of all sorts as ``(images, texts)``, raw and through the encoders."""
-    k = iter(jax.random.split(key, 40))
-    normal = lambda *shape: jax.random.normal(next(k), shape)
-    weights = lambda i, o: normal(i, o) / np.float32(i**0.5)
-    centers = normal(CONCEPTS, LATENT)
-    maps = weights(LATENT, INPUTS), weights(LATENT, INPUTS)
+    k = jax.random.split(key, 6)
+    width, dimension = config.width, config.dimension
+    sides = [(CONCEPTS, INPUTS), (INPUTS, width), (width, width), (width, dimension)]
+    # All random numbers of a kind at once: each call of a generator is a program of its own.
+    ends = np.cumsum([np.prod(shape) for shape in sides * 2])
+    parts = jnp.split(jax.random.normal(k[0], (ends[-1],)), ends[:-1])
+    parts = [part.reshape(shape) for part, shape in zip(parts, sides * 2)]
+    looks = parts[0], parts[4]  # of concepts: as images, as texts
+    weights = [x / np.float32(len(x) ** 0.5) for x in parts]
+    names = "image", "text"
+    trunks = {n: {"in": w[1], "out": w[2]} for n, w in zip(names, (weights[:4], weights[4:]))}
 
-    def draw(number, low, high):
-        concepts = jax.random.randint(next(k), (number,), low, high)
-        latent = centers[concepts] + SPREAD * normal(number, LATENT)
-        return concepts, tuple(latent @ m + NOISE * normal(number, INPUTS) for m in maps)
+    # Which pairs, how many, and of which concepts.
+    sets = {
+        "learned": (config.learned, MEDICAL, CONCEPTS),
+        "pool": (config.pool, 0, CONCEPTS),
+        "target": (config.target, 0, MEDICAL),
+        "test": (config.test, 0, MEDICAL),
+        "test of the rest": (config.test, MEDICAL, CONCEPTS),
+    }
+    counts = [count for count, _, _ in sets.values()]
+    low, high = (np.repeat(np.int32([s[i] for s in sets.values()]), counts) for i in (1, 2))
+    concepts = jax.random.randint(k[1], low.shape, low, high)
+    noise = NOISE * jax.random.normal(k[2], (2, len(low), INPUTS))
+    seen = [look[concepts] + n for look, n in zip(looks, noise)]
+    edges = np.cumsum(counts)[:-1]
+    labels = dict(zip(sets, jnp.split(concepts, edges)))
+    pairs = dict(zip(sets, zip(*(jnp.split(x, edges) for x in seen))))
 
-    _, learned = draw(config.learned, MEDICAL, CONCEPTS)
-    concepts, (images, texts) = draw(config.pool, 0, CONCEPTS)
     wrong, copied = (int(share * config.pool) for share in (CORRUPTED, COPIED))
+    images, texts = pairs["pool"]
     texts = texts.at[:wrong].set(jnp.roll(texts[:wrong], 1, axis=0))
-    chosen = jax.random.permutation(next(k), config.learned)[:copied]
-    again = [x[chosen] + COPY_NOISE * normal(copied, INPUTS) for x in learned]
+    chosen = jax.random.permutation(k[3], config.learned)[:copied]
+    change = COPY_NOISE * jax.random.normal(k[4], (2, copied, INPUTS))
+    again = [x[chosen] + d for x, d in zip(pairs["learned"], change)]
     at = slice(wrong, wrong + copied)
     images, texts = images.at[at].set(again[0]), texts.at[at].set(again[1])
     place = jnp.arange(config.pool)
-    kinds = jnp.where(concepts < MEDICAL, 0, 1)
+    kinds = jnp.where(labels["pool"] < MEDICAL, 0, 1)
     kinds = jnp.where(place < wrong, 2, jnp.where(place < wrong + copied, 3, kinds))
-    order = jax.random.permutation(next(k), config.pool)
+    order = jax.random.permutation(k[5], config.pool)
+    pairs["pool"] = images[order], texts[order]
 
-    tests = [draw(config.test, 0, MEDICAL), draw(config.test, MEDICAL, CONCEPTS)]
-    names = "image", "text"
-    trunks = {
-        name: {"in": weights(INPUTS, config.width), "out": weights(config.width, config.width)}
-        for name in names
-    }
     encode = lambda pairs: tuple(trunk(trunks[n], x) for n, x in zip(names, pairs))
-    raw = {"pool": (images[order], texts[order]), "target": draw(config.target, 0, MEDICAL)[1]}
     return {
         "trunks": trunks,
-        "raw": jax.tree.map(lambda x: x[: config.compared], raw),
-        "learned": encode(learned),
-        **{name: encode(pairs) for name, pairs in raw.items()},
+        "raw": {n: [x[: config.compared] for x in pairs[n]] for n in ("pool", "target")},
+        **{name: encode(pairs[name]) for name in ("learned", "pool", "target")},
         "kinds": kinds[order],
-        "tests": [(trunk(trunks["image"], pairs[0]), label) for label, pairs in tests],
-        "captions": trunk(trunks["text"], centers @ maps[1]),
+        "tests": [(encode(pairs[name])[0], labels[name]) for name in list(sets)[3:]],
+        "captions": trunk(trunks["text"], looks[1]),
         "heads": selection.EndpointHeads(
-            weights(config.width, config.dimension),
-            weights(config.width, config.dimension),
-            jnp.asarray(np.float32(np.log(1 / 0.07))),
+            weights[3], weights[7], jnp.asarray(np.float32(np.log(1 / 0.07)))
         ),
     }
 

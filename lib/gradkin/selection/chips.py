@@ -200,8 +200,9 @@ def _of_batch(
     split: SplitGradients = info_nce_gradients(heads, images, texts, negatives=negatives)
     positive, negative = _project(sketch, split.positive), _project(sketch, split.negative)
     own, size = jnp.diagonal(c.cosines), len(c.x)
-    allowed = ~np.eye(size, dtype=bool) if negatives is None else negatives & ~jnp.eye(size, bool)
-    others = jnp.where(allowed, c.cosines, -jnp.inf)
+    others = ~np.eye(size, dtype=bool)
+    others = others if negatives is None else negatives & others
+    others = jnp.where(others, c.cosines, -jnp.inf)
     hardest = jnp.maximum(jnp.max(others, axis=0), jnp.max(others, axis=1))
     mismatch = (jnp.sum(c.p, axis=1) + jnp.sum(c.q, axis=0)) / 2
     of_negatives = _of_pairs(c, sketch) if pairs else _gram(negative, negative)
