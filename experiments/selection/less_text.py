@@ -20,6 +20,11 @@ examples each. Every choice is tuned on from the same start for as many epochs a
 the same order; the rate was chosen on random choices alone. FOLDER holds gsm8k, bbh, self_instruct,
 sst2, scan and tiny_shakespeare; the target there is SCAN's "jump" with other words.
 
+At `quick`, with letters, the loss on the target is 1.04 after a random 5% of the pool "own", 0.47
+after LESS's, 0.58 after the small model's choice, 0.33 after the whole pool; 0.17 after the nearest
+by words, since the target's source uses the target's words. In the pool "related" words do not tell
+(1.29; LESS 0.52, random 1.07), and tuning on the whole pool unlearns the target (3.24).
+
 "Released code" is the mean of cosines, and Adam's direction without bias correction and with eps
 inside the root. "Lengths of LESS" are random examples as long as those that LESS selects.
 """
@@ -255,16 +260,19 @@ def plot(metrics):
         axis.set_yticks(places[: len(arms)], arms)
         axis.invert_yaxis()
         axis.grid(axis="y", visible=False)
+    highest = metrics["loss"][:, -1, :, :-1].mean(0).max()  # of 5%
     axes[0].set(xlabel="loss on the target, held out", title="Tuned on 5%, or on all")
-    axes[0].legend(title="pool", loc="lower right")
+    axes[0].set_xlim(0, 1.4 * highest)
     axes[1].axvline(1 / text_pools.SOURCES, color="#5d6770", linestyle="--", linewidth=1)
     axes[1].set(xlabel="from the target's source", title="What is selected", xlim=(0, 1.02))
+    axes[1].legend(title="pool", loc="lower right")
     epochs = np.arange(metrics["accuracy"].shape[1])
     for arm in ("LESS", "small model", "nearest words", "random", "whole pool"):
         figures.band(axes[2], epochs, metrics["accuracy"][:, :, 1, ARMS.index(arm)], label=arm)
     axes[2].set(xlabel="epochs", ylabel="right tokens of answers", title='Pool "related"')
+    axes[2].set(ylim=(0, 1.02))
     axes[2].set_xticks(epochs)
-    axes[2].legend(fontsize=7.5)
+    axes[2].legend(fontsize=7.5, ncols=2, loc="lower left")
     return figure
 
 
@@ -371,7 +379,7 @@ CLAIMS = (
         POOLS,
         "LESS's 5% is better than the nearest by words (BM25), in both pools",
         "qualitative: above BM25 on all three",
-        "reproduced",
+        "not reproduced",
     ),
     lower(
         "LESS",

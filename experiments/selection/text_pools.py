@@ -109,7 +109,7 @@ def synthetic(pool, corpus, validation, test, *, seed=0):
 
 # ---- public sets -----------------------------------------------------------------------------
 
-LENGTH = 48  # tokens of an example
+LENGTH = 32  # tokens of an example
 PIECE = re.compile(r"[a-z_]+|\d|[^\w\s]")
 FILES = (
     "scan/tasks_train_simple.txt.gz",

@@ -99,9 +99,7 @@ def folder(tmp_path):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     (tmp_path / "scan").mkdir()
     moves = [("walk", "I_WALK"), ("walk twice", "I_WALK I_WALK"), ("jump", "I_JUMP")]
-    jumps = [
-        (f"jump {'and run ' * i}left", "I_TURN_LEFT I_JUMP" + " I_RUN" * i) for i in range(1, 13)
-    ]
+    jumps = [(f"jump {'run ' * i}left", "I_TURN_LEFT I_JUMP" + " I_RUN" * i) for i in range(1, 13)]
     for name, pairs in {
         "train_simple": moves + jumps[:1],
         "test_simple": moves[:1] + jumps[1:],
