@@ -17,6 +17,7 @@ MIX = normal(9, S, S)
 X = normal(0, N, S)
 Y = X @ MIX + normal(1, N, S, scale=0.5)
 correlate = jax.jit(lambda x, y: curvature.activation_moments(x, y).correlations())
+information = jax.jit(functools.partial(curvature.mutual_information, num_bins=4))
 
 
 def test_correlations_are_numpys():
@@ -48,6 +49,21 @@ def test_streamed_in_any_order_equals_one_shot(mesh):
         )
     split = jax.device_put((X, Y), NamedSharding(mesh, PartitionSpec("data")))
     np.testing.assert_allclose(correlate(*split).between, whole.between, atol=1e-6)
+
+
+def test_more_samples_than_an_int32_counts():
+    part = curvature.activation_moments(X, Y)
+    many = part._replace(num_samples=3 * 2**30)
+    whole = many.merge(many)
+    assert whole.num_samples == 3 * 2**31
+    np.testing.assert_allclose(whole.mean_a, part.mean_a, rtol=1e-6)
+    np.testing.assert_allclose(whole.correlations().between, correlate(X, Y).between, atol=1e-6)
+    count = lambda n: part._replace(num_samples=jnp.asarray(n, np.int32))
+    merge = jax.jit(lambda a, b: a.merge(b))
+    at_limit = merge(count(2**30), count(2**30 - 1))
+    np.testing.assert_allclose(at_limit.mean_a, part.mean_a, rtol=1e-6)
+    beyond = merge(count(2**30), count(2**30))
+    assert np.isnan([np.asarray(x).sum() for x in beyond[1:]]).all()
 
 
 def test_large_means_do_not_cancel():
@@ -97,7 +113,6 @@ def test_a_network_with_permuted_units_is_recovered():
 
 def test_mutual_information_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics")
-    information = jax.jit(functools.partial(curvature.mutual_information, num_bins=4))
     found = information(X, Y)
 
     def bins(v):
@@ -190,6 +205,21 @@ def test_clusters_of_both_networks_are_scikit_learns(key):
     assert sorted(map(tuple, counts.tolist())) == [(1, 2), (2, 1), (2, 1)]
     positive = curvature.joint_affinity(correlate(X, -X), kind="positive")
     assert not np.any(jnp.diagonal(positive[:S, S:]))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_activations_and_affinities_that_are_not_finite(bad, key):
+    found = np.asarray(information(X.at[3, 1].set(bad), Y))
+    assert np.isnan(found[1]).all()
+    np.testing.assert_allclose(np.delete(found, 1, 0), np.delete(information(X, Y), 1, 0))
+    broken = AFFINITY.at[2, 3].set(bad)
+    with pytest.raises(ValueError, match="finite affinities"):
+        curvature.linkage_clusters(broken, 3)
+    with pytest.raises(ValueError, match="finite affinities"):
+        curvature.spectral_clusters(key, broken, 3)
+    linkage = jax.jit(curvature.linkage_clusters, static_argnums=1)
+    for labels in (linkage(broken, 3), spectral(key, broken)):
+        assert set(labels.tolist()) == {-1}
 
 
 def test_bad_input(key):

@@ -38,7 +38,9 @@ class ActivationMoments(NamedTuple):
     sample, so that nothing cancels over 10^7 positions of images in float32.
 
     Attributes:
-      num_samples: an int, or an int32 scalar under a transformation.
+      num_samples: an int, or an int32 scalar under a transformation. That counts to 2^31 - 1: of
+        more samples than these, all that is merged is NaN. Python's ints, outside of
+        transformations, count on.
       mean_a: ``[s_a]``.
       mean_b: ``[s_b]``.
       within_a: ``[s_a, s_a]``, sums of products of deviations.
@@ -55,13 +57,16 @@ class ActivationMoments(NamedTuple):
 
     def merge(self, other: "ActivationMoments") -> "ActivationMoments":
         """Moments of both samples together."""
-        dtype = self.between.dtype
-        m, n = (jnp.asarray(each.num_samples).astype(dtype) for each in (self, other))
+        m, n = self._count(), other._count()
+        total = self.num_samples + other.num_samples
+        if not isinstance(total, int):
+            # The sum of two positive numbers wraps around to a negative one.
+            m = jnp.where(jnp.asarray(total) < 0, jnp.nan, m)
         share, weight = n / (m + n), m * n / (m + n)
         gap_a, gap_b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
         shifted = lambda x, y, u, v: x + y + weight * u[:, None] * v[None, :]
         return ActivationMoments(
-            self.num_samples + other.num_samples,
+            total,
             self.mean_a + share * gap_a,
             self.mean_b + share * gap_b,
             shifted(self.within_a, other.within_a, gap_a, gap_a),
@@ -82,13 +87,17 @@ class ActivationMoments(NamedTuple):
             live_b,
         )
 
+    def _count(self) -> Array:
+        """How many samples, in floating point."""
+        count = float(self.num_samples) if isinstance(self.num_samples, int) else self.num_samples
+        return jnp.asarray(count).astype(self.between.dtype)
+
     def _inverse(self, mean: Array, within: Array) -> tuple[Array, Array]:
         """``1 / sqrt(sum of squared deviations)``, 0 for units that do not vary, and which do."""
         squares = jnp.diagonal(within)
         # A constant's deviations are the rounding of its mean.
         rounding = 64 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
-        count = jnp.asarray(self.num_samples).astype(mean.dtype)
-        live = squares > count * jnp.square(rounding)
+        live = squares > self._count() * jnp.square(rounding)
         safe = jnp.where(live, squares, jnp.ones_like(squares))
         return jnp.where(live, lax.rsqrt(safe), jnp.zeros_like(safe)), live
 
@@ -248,8 +257,8 @@ def mutual_information(
       num_bins: equally wide bins from the least to the greatest activation of each unit, >= 2.
 
     Returns:
-      ``[s_a, s_b]`` in nats; 0 for constant units. Biased upwards by about
-      ``(num_bins - 1)^2 / (2 N)`` for N samples.
+      ``[s_a, s_b]`` in nats; 0 for constant units, NaN for those with an activation that is not
+      finite. Biased upwards by about ``(num_bins - 1)^2 / (2 N)`` for N samples.
 
     Raises:
       ValueError: different samples, none, or fewer than two bins.
@@ -303,7 +312,10 @@ def mutual_information(
         ),
         axis=0,
     )
-    return joint - of_a[:, None] - of_b[None, :]
+    # Every activation is in some bin, NaN too.
+    known_a, known_b = (jnp.isfinite(acts).all(axis=0) for acts in (acts_a, acts_b))
+    information = joint - of_a[:, None] - of_b[None, :]
+    return jnp.where(known_a[:, None] & known_b[None, :], information, jnp.nan)
 
 
 def binned(acts: Array, num_bins: int) -> Array:

@@ -65,10 +65,12 @@ def spectral_clusters(
       num_steps: of k-means.
 
     Returns:
-      ``[n]`` int32 labels; -1 for units without any affinity.
+      ``[n]`` int32 labels; -1 for units without any affinity, and for all units where, inside
+      `jit`, an affinity is not finite.
 
     Raises:
-      ValueError: an affinity that is not square, more clusters than units, or none.
+      ValueError: an affinity that is not square or, where it can be read, not finite; more
+        clusters than units, or none.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,7 +95,8 @@ def spectral_clusters(
     rows = rows / jnp.where(length > 0, length, 1)
     one = lambda key: k_means(key, rows, live, num_clusters, num_steps)
     labels, inertia = jax.vmap(one)(jax.random.split(key, num_restarts))
-    return jnp.where(live, labels[jnp.argmin(inertia)], -1)
+    known = live & jnp.isfinite(affinity).all()
+    return jnp.where(known, labels[jnp.argmin(inertia)], -1)
 
 
 def linkage_clusters(affinity: Float[Array, "n n"], num_clusters: int) -> Int[Array, " n"]:
@@ -106,10 +109,12 @@ def linkage_clusters(affinity: Float[Array, "n n"], num_clusters: int) -> Int[Ar
       num_clusters: at most so many, in 1, ..., n.
 
     Returns:
-      ``[n]`` int32 labels; -1 for units without any affinity.
+      ``[n]`` int32 labels; -1 for units without any affinity, and for all units where, inside
+      `jit`, an affinity is not finite.
 
     Raises:
-      ValueError: an affinity that is not square, more clusters than units, or none.
+      ValueError: an affinity that is not square or, where it can be read, not finite; more
+        clusters than units, or none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -129,8 +134,10 @@ def linkage_clusters(affinity: Float[Array, "n n"], num_clusters: int) -> Int[Ar
 
         affinity = np.asarray(affinity, np.float64)
         labels = np.full(len(affinity), -1, np.int32)
+        if not np.isfinite(affinity).all():
+            return labels
         live = np.flatnonzero(affinity.sum(1) > 0)
-        if len(live) < 2 or not np.isfinite(affinity).all():
+        if len(live) < 2:
             labels[live] = 0
             return labels
         distances = squareform(1 - affinity[np.ix_(live, live)], checks=False)
@@ -176,13 +183,15 @@ def cluster_composition(
 
 
 def check_clusters(affinity: Array, num_clusters: int) -> None:
-    """ValueError unless the affinity is square and has so many units."""
+    """ValueError unless the affinity is square, finite if concrete, and has so many units."""
     if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1]:
         raise ValueError(f"Expected a square affinity, got affinity.shape={affinity.shape}.")
     if not 1 <= num_clusters <= len(affinity):
         raise ValueError(
             f"Expected num_clusters in 1, ..., {len(affinity)}, got num_clusters={num_clusters}."
         )
+    if checks.is_readable(affinity) and not np.isfinite(np.asarray(affinity)).all():
+        raise ValueError("Expected finite affinities, got NaN or infinity.")
 
 
 def k_means(
