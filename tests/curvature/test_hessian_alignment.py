@@ -80,6 +80,40 @@ def variance(G):
     return np.var(np.asarray(G.materialize()), axis=0)
 
 
+@pytest.mark.parametrize(("shift", "target_shift"), [(100.0, 0.0), (0.0, 100.0), (100.0, -50.0)])
+def test_variance_far_from_zero(shift, target_shift):
+    z = shift + 0.1 * Z
+    targets = target_shift + 0.1 * normal(6, N, K)
+    outputs = 0.1 * normal(7, N, K)
+    found = jax.jit(functools.partial(curvature.head_moments, output_loss=curvature.squared_error))(
+        z, outputs, targets
+    )
+    wide = lambda x: np.asarray(x, np.float64)
+    residuals, features = wide(outputs) - wide(targets), np.c_[wide(z), np.ones(N)]
+    wanted = np.var(residuals[:, :, None] * features[:, None], axis=0)
+    np.testing.assert_allclose(found.grad_variance, wanted, rtol=1e-3)
+    # Equal logits and labels have one residual: the variance is that of the features.
+    same = curvature.head_moments(z, jnp.zeros((N, K)), jnp.zeros(N, int), bias=False)
+    wanted = (np.eye(K)[0] - 1 / K)[:, None] ** 2 * np.var(wide(z), axis=0)
+    np.testing.assert_allclose(same.grad_variance, wanted, rtol=1e-3)
+
+
+def test_derivative_of_the_variance():
+    """The constants that it is written down with do not show."""
+    weights, z = normal(8, K, D + 1), 3 + Z
+
+    def ours(z):
+        return jnp.sum(weights * moments(z).grad_variance)
+
+    def written_out(z):
+        residuals = jax.nn.softmax(logits(z)) - jax.nn.one_hot(LABELS, K)
+        ones = jnp.concatenate([z, jnp.ones((N, 1))], axis=1)
+        return jnp.sum(weights * jnp.var(residuals[:, :, None] * ones[:, None], axis=0))
+
+    found, wanted = jax.jit(lambda z: (jax.grad(ours)(z), jax.grad(written_out)(z)))(z)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_logistic_head_without_bias():
     """H = E[p (1 - p) z z^T]."""
     w, y = normal(4, 1, D), integers(5, 2, N).astype(jnp.float32)[:, None]

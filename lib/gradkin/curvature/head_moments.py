@@ -199,7 +199,29 @@ def head_moments(
         loss=jnp.mean(losses),
         grad=grad,
         hessian=HeadHessian(z, outputs, targets, output_loss),
-        grad_variance=dot(jnp.square(residuals).T, jnp.square(z)) / n - jnp.square(grad),
+        grad_variance=_product_variance(residuals, z),
         scale_grad=jnp.mean(jnp.sum(residuals * outputs, axis=1)),
         features=features,
     )
+
+
+def _product_variance(r: Array, z: Array) -> Array:
+    """Variance over examples of ``r_c z_j``, ``[k, d]``, from products of small matrices.
+
+    ``E[r^2 z^2] - E[r z]^2`` cancels where features or residuals are far from zero. With
+    ``r = b + s`` and ``z = m + t``, whatever the constants ``b`` and ``m``, it is the variance of
+    ``m s + b t + s t``, whose terms are small.
+    """
+    b, m = (jax.lax.stop_gradient(jnp.mean(x, axis=0)) for x in (r, z))
+    s, t = r - b[None], z - m[None]
+    squares, n = (jnp.square(s), jnp.square(t)), len(z)
+    along_s = lambda x: jnp.mean(x, axis=0)[:, None] * m[None]
+    along_t = lambda x: b[:, None] * jnp.mean(x, axis=0)[None]
+    st = dot(s.T, t) / n
+    mean = along_s(s) + along_t(t) + st
+    second = along_s(squares[0]) * m[None] + along_t(squares[1]) * b[:, None]
+    second = second + dot(squares[0].T, squares[1]) / n
+    second = second + 2 * b[:, None] * m[None] * st
+    second = second + 2 * m[None] * dot(squares[0].T, t) / n
+    second = second + 2 * b[:, None] * dot(s.T, squares[1]) / n
+    return second - jnp.square(mean)
