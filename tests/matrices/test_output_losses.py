@@ -30,6 +30,27 @@ def test_closed_form_is_the_derivative(name):
     )
 
 
+def test_a_class_ruled_out_is_as_if_it_were_not_there():
+    kept = np.array([0, 2, 3])
+    outputs = OUTPUTS.at[:, 1].set(-jnp.inf)
+    soft = jax.nn.softmax(normal(2, 3, 3))
+    value_and_grads = jax.value_and_grad(curvature.cross_entropy, argnums=0)
+    for target, without in (
+        (jnp.array([0, 3, -1]), jnp.array([0, 2, -1])),
+        (jnp.zeros((3, 4)).at[:, kept].set(soft), soft),
+    ):
+        value, grad = jax.jit(value_and_grads)(outputs, target)
+        wanted, grad_wanted = value_and_grads(OUTPUTS[:, kept], without)
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+        np.testing.assert_allclose(grad[:, kept], grad_wanted, atol=1e-6)
+        np.testing.assert_array_equal(grad[:, 1], 0)
+        product = curvature.cross_entropy.hessian_product(outputs, target, U)
+        assert np.isfinite(product).all()
+    by_target = jax.grad(curvature.cross_entropy, argnums=1)(outputs, target)
+    np.testing.assert_allclose(by_target[:, kept], -jax.nn.log_softmax(OUTPUTS[:, kept]), rtol=1e-5)
+    assert curvature.cross_entropy(outputs, jnp.array([0, 1, 0])) == jnp.inf
+
+
 def test_values():
     label, outputs = 2, jnp.array([1.0, 2.0, 4.0])
     wanted = np.log(np.sum(np.exp([1.0, 2.0, 4.0]))) - 4

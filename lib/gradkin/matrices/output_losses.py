@@ -15,6 +15,13 @@ from gradkin.typing import Array, PRNGKey, PyTree
 class OutputLoss:
     """A loss of one example's outputs: ``loss(outputs, target)`` -> scalar.
 
+    ``curvature.cross_entropy`` takes logits ``[..., classes]`` and integer labels, or probabilities
+    of the classes, and sums over positions; a label that is no class counts nothing. A logit of
+    ``-inf`` rules a class out: loss and gradient are those without it (0 log 0 = 0), and the loss
+    of a target that has it is infinite; where all classes are ruled out it is NaN.
+    ``curvature.binary_cross_entropy`` takes logits and probabilities of one shape,
+    ``curvature.squared_error`` is half the squared distance to the target.
+
     Attributes:
       value: ``(outputs, target)`` -> scalar.
       hessian_product: ``(outputs, target, u)`` -> Hessian in the outputs times ``u``.
@@ -90,7 +97,10 @@ def _classes(outputs: Array, target: Array) -> Array:
 
 def _cross_entropy(outputs: Array, target: Array) -> Array:
     outputs = _wide(outputs)
-    return -jnp.sum(_classes(outputs, target) * jax.nn.log_softmax(outputs))
+    classes, scores = _classes(outputs, target), jax.nn.log_softmax(outputs)
+    # 0 log 0 = 0, with derivatives: neither the product nor its cotangents see the infinity.
+    ruled_out = (classes == 0) & (scores == -jnp.inf)
+    return -jnp.sum(classes * jnp.where(ruled_out, 0, scores))
 
 
 def _softmax_hessian_product(outputs: Array, target: Array, u: Array) -> Array:
