@@ -63,30 +63,25 @@ def loss_of(graph, *frozen):
 def fit(
     loop, key, graph, trained, frozen, examples, *, optimizer, batch, steps, every, name="train"
 ):
-    """Train on random batches; returns the trained state, and the loss of a batch over time."""
+    """Train on random batches; returns what was trained, and the last batch's loss over time."""
 
     def mean_loss(trained, frozen, batch):
         loss = loss_of(graph, *frozen)
         return jnp.mean(jax.vmap(loss, (None, 0))(trained, batch))
 
-    def drawn(key, examples):
-        chosen = jax.random.randint(key, (batch,), 0, len(examples[0]))
-        return jax.tree.map(lambda x: x[chosen], examples)
-
     def step(state, examples):
-        trained, opt_state, key, frozen = state
+        trained, opt_state, key, frozen, _ = state
         key, draw = jax.random.split(key)
-        grads = jax.grad(mean_loss)(trained, frozen, drawn(draw, examples))
+        chosen = jax.random.randint(draw, (batch,), 0, len(examples[0]))
+        drawn = jax.tree.map(lambda x: x[chosen], examples)
+        loss, grads = jax.value_and_grad(mean_loss)(trained, frozen, drawn)
         trained, opt_state = optim.update(optimizer, grads, opt_state, trained)
-        return trained, opt_state, key, frozen
+        return trained, opt_state, key, frozen, loss
 
-    def evaluate(state, examples):
-        trained, _, key, frozen = state
-        return mean_loss(trained, frozen, drawn(key, examples))
-
-    state = trained, optimizer.init(trained), key, tuple(frozen)
+    # That of the batch learned from, so that nothing else is compiled: NaN before the first.
+    state = trained, optimizer.init(trained), key, tuple(frozen), jnp.float32(jnp.nan)
     state, history = loop(
-        step, state, steps, every=every, evaluate=evaluate, data=examples, name=name
+        step, state, steps, every=every, evaluate=lambda s, _: s[-1], data=examples, name=name
     )
     return state[0], history
 

@@ -14,9 +14,9 @@ from the source's distribution, the same Zipf law over another order of the alph
 harder for coming later. A small decoder is pre-trained on answers of uniform letters and on copying
 strings; then LESS: adapters on 5% of a pool, Adam's directions at four checkpoints, 5% selected for
 a target source of which 16 examples are known. "Inner product" is LESS's sum over checkpoints
-without the division by norms; both are also taken of plain gradients. Beside it, without a claim:
-how the loss per token goes with the length, and both for copies, of which longer ones may be
-harder.
+without the division by norms; both are also taken of plain gradients. Norms are those of projected
+gradients, as LESS sees them (within 3% at `quick`). Beside it, without a claim: how the loss per
+token goes with the length, and both for copies, of which longer ones may be harder.
 """
 
 import dataclasses
@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import gradkin
 from experiments import figures
 from experiments.runner import Claim
 from experiments.selection import language
@@ -43,6 +42,7 @@ COPIED = (3, 11)
 CONTENT = 3  # letters of an instruction
 LENGTH = CONTENT + 2 + LONGEST
 MICRO_BATCH = 200  # examples whose gradients exist at a time
+RESERVE = 4  # times what a seed takes
 DIRECTIONS = ("adam", "gradient")
 SCORES = ("dot", "cosine")
 
@@ -62,13 +62,13 @@ class Config:
     epochs: int = 4
     adapter_batch: int = 8
     adapter_rate: float = 3e-3
-    sketch: int = 1024
+    sketch: int | None = 1024  # None: gradients are not projected
 
 
 PRESETS = {
     "smoke": Config(
         width=8, depth=1, rank=1, corpus=16, steps=2, pool=40, validation=2, epochs=2,
-        adapter_batch=2, sketch=16,
+        adapter_batch=2, sketch=None,
     ),
     "quick": Config(),
     "paper": Config(
@@ -79,60 +79,52 @@ PRESETS = {
 
 
 def load(config):
-    return {}
+    """More examples than a seed takes, the known ones of the target apart from the pool."""
+    rng = np.random.default_rng(0)
+    zipf = 1 / np.arange(1, LETTERS + 1)
+    letters = np.stack([rng.permutation(zipf / zipf.sum()) for _ in range(SOURCES)])
+    uniform = np.full_like(letters, 1 / LETTERS)
+    spread = lambda count: rng.integers(0, SOURCES, count)
+    half = config.corpus // 2
+    said, copied = instructions(rng, spread(half), uniform), copies(rng, half)
+    source = spread(RESERVE * config.pool)
+    return {
+        "corpus": language.Examples(*map(np.concatenate, zip(said, copied))),
+        "pool": instructions(rng, source, letters),
+        "source": source.astype(np.int32),
+        "target": instructions(rng, np.zeros(RESERVE * config.validation, int), letters),
+        "copies": copies(rng, config.pool // 4),
+    }
 
 
-def sources(key):
-    """Log-probabilities of letters ``[SOURCES, LETTERS]``."""
-    ranks = jax.vmap(lambda k: jax.random.permutation(k, LETTERS))(jax.random.split(key, SOURCES))
-    return jax.nn.log_softmax(-jnp.log1p(ranks.astype(np.float32)))
+def instructions(rng, source, letters):
+    """An example of each source: its name, the instruction, and letters drawn one by one."""
+    count = len(source)
+    lengths = rng.integers(SHORTEST, LONGEST + 1, count)
+    content = rng.integers(0, LETTERS, (count, CONTENT))
+    drawn = rng.uniform(size=(count, LONGEST, 1)) > np.cumsum(letters, axis=1)[source][:, None, :-1]
+    mark = np.full((count, 1), SAY)
+    parts = [SOURCE + source[:, None], LETTER + content, mark, LETTER + drawn.sum(-1)]
+    return cut(np.concatenate(parts, axis=1), CONTENT + 2, lengths)
 
 
-def instructions(key, count, logits, *, source=None):
-    """Examples of given sources, or of random ones; with each its source and length."""
-    k = jax.random.split(key, 4)
-    source = jax.random.randint(k[0], (count,), 0, SOURCES) if source is None else source
-    lengths = jax.random.randint(k[1], (count,), SHORTEST, LONGEST + 1)
-    content = jax.random.randint(k[2], (count, CONTENT), LETTER, VOCABULARY)
-    letters = jax.random.categorical(k[3], logits[source][:, None, :], shape=(count, LONGEST))
-    mark = lambda token: jnp.full((count, 1), token)
-    tokens = jnp.concatenate(
-        [SOURCE + source[:, None], content, mark(SAY), LETTER + letters], axis=1
-    )
-    first = CONTENT + 2
-    place = jnp.arange(LENGTH)[None]
-    answer = (place >= first) & (place < first + lengths[:, None])
-    tokens = jnp.where((place < first) | answer, tokens, PAD)
-    return language.Examples(tokens, answer), source, lengths
-
-
-def copies(key, count):
+def copies(rng, count):
     """Examples of copying a string."""
-    for_lengths, for_letters = jax.random.split(key)
-    lengths = jax.random.randint(for_lengths, (count, 1), COPIED[0], COPIED[1] + 1)
-    letters = jax.random.randint(for_letters, (count, COPIED[1]), LETTER, VOCABULARY)
-    place = jnp.broadcast_to(jnp.arange(LENGTH)[None], (count, LENGTH))
-    first = lengths + 2
-    answer = (place >= first) & (place < first + lengths)
-    which = jnp.where(answer, place - first, place - 1)
-    tokens = jnp.take_along_axis(letters, jnp.clip(which, 0, COPIED[1] - 1), axis=1)
-    tokens = jnp.where((place < first + lengths), tokens, PAD)
-    tokens = jnp.where(place == 0, COPY, jnp.where(place == first - 1, SAY, tokens))
-    return language.Examples(tokens, answer), lengths[:, 0]
+    lengths = rng.integers(COPIED[0], COPIED[1] + 1, count)
+    strings = [LETTER + rng.integers(0, LETTERS, length) for length in lengths]
+    return language.pack([[COPY, *s, SAY] for s in strings], strings, LENGTH, pad=PAD)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def corpus_of(key, config):
-    """What is pre-trained on: uniform letters, whatever the source, and copies."""
-    one, other = jax.random.split(key)
-    uniform = jnp.zeros((SOURCES, LETTERS))
-    said, _, _ = instructions(one, config.corpus // 2, uniform)
-    copied, _ = copies(other, config.corpus // 2)
-    return jax.tree.map(lambda *x: jnp.concatenate(x), said, copied)
+def cut(tokens, first, lengths):
+    """Answers that begin at ``first``, no longer than they are to be."""
+    place = np.arange(tokens.shape[1])
+    answer = (place >= first) & (place < first + lengths[:, None])
+    tokens = np.where((place < first) | answer, tokens, PAD)
+    return language.Examples(tokens.astype(np.int32), answer)
 
 
 def run(config, key, data, loop):
-    k = jax.random.split(key, 4)
+    k = jax.random.split(key, 3)
     sizes = {"width": config.width, "depth": config.depth, "num_heads": 4, "max_length": LENGTH}
     graph, params = language.init(k[0], VOCABULARY, tuple(sizes.items()))
     optimizer, _ = language.adam(config.learning_rate, config.steps)
@@ -142,29 +134,30 @@ def run(config, key, data, loop):
         graph,
         params,
         (),
-        corpus_of(k[2], config),
+        data["corpus"],
         optimizer=optimizer,
         batch=config.batch,
         steps=config.steps,
         every=max(config.steps // 10, 1),
     )
-    return {"losses": losses} | select(k[3], config, graph, params)
+    return {"losses": losses[1:]} | select(k[2], config, graph, params, data)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def select(key, config, graph, params):
+def select(key, config, graph, params, data):
     """LESS with both scores and both directions, and what goes with the length."""
-    k = jax.random.split(key, 7)
-    logits = sources(k[0])
-    pool, source, lengths = instructions(k[1], config.pool, logits)
-    target = jnp.zeros(config.validation, int)
-    validation, _, _ = instructions(k[2], config.validation, logits, source=target)
-    graph, lora, frozen = language.adapted(k[3], graph, params, rank=config.rank)
+    k = jax.random.split(key, 5)
+    n = config.pool
+    taken = jax.random.permutation(k[0], RESERVE * n)[:n]
+    pool, source = jax.tree.map(lambda x: x[taken], (data["pool"], data["source"]))
+    known = jax.random.permutation(k[1], RESERVE * config.validation)[: config.validation]
+    validation = jax.tree.map(lambda x: x[known], data["target"])
+    graph, lora, frozen = language.adapted(k[2], graph, params, rank=config.rank)
     loss = language.loss_of(graph, frozen)
-    steps = config.epochs * -(-round(config.fraction * config.pool) // config.adapter_batch)
+    steps = config.epochs * -(-round(config.fraction * n) // config.adapter_batch)
     rate = optax.linear_schedule(config.adapter_rate, 0.0, steps)
     checkpoints, _ = selection.warm_up(
-        k[4],
+        k[3],
         loss,
         lora,
         pool,
@@ -174,50 +167,43 @@ def select(key, config, graph, params):
         epochs=config.epochs,
         batch_size=config.adapter_batch,
     )
+    sketch = gradients.RademacherSketch(k[4], config.sketch) if config.sketch else None
     features = functools.partial(
-        selection.less_features,
-        loss,
-        checkpoints,
-        sketch=gradients.RademacherSketch(k[5], config.sketch),
-        batch_size=min(MICRO_BATCH, config.pool),
+        selection.less_features, loss, checkpoints, sketch=sketch, batch_size=MICRO_BATCH
     )
-    rates = checkpoints.learning_rates
-    wanted = features(validation, direction="gradient")
-    chosen = []
-    for direction in DIRECTIONS:
-        rows = features(pool, direction=direction)
-        for metric in SCORES:
-            scores = selection.less_scores(rows, wanted, rates, metric=metric)
-            chosen.append(selection.select_top_fraction(scores, config.fraction))
-    chosen = jnp.reshape(jnp.stack(chosen), (len(DIRECTIONS), len(SCORES), -1))
-    copied, copied_lengths = copies(k[6], config.pool // 4)
-    own, others = look(loss, checkpoints, pool), look(loss, checkpoints, copied)
+    everything = joined(pool, data["copies"], validation)
+    plain = features(everything, direction="gradient")
+    rows, wanted = jnp.stack([features(pool), plain[:, :n]]), plain[:, -config.validation :]
+    chosen = [score_and_select(config, rows, wanted, checkpoints, metric) for metric in SCORES]
+    chosen = jnp.stack(chosen, axis=1)
+    lengths = jnp.sum(everything.answer, axis=1)
     found = {
-        "pool_length": jnp.mean(lengths.astype(np.float32)),
+        "pool_length": jnp.mean(lengths[:n].astype(np.float32)),
         "mean_length": jnp.mean(lengths[chosen].astype(np.float32), axis=-1),
         "share_of_target": jnp.mean((source[chosen] == 0).astype(np.float32), axis=-1),
         "selected_lengths": jnp.sort(lengths[chosen], axis=-1),
     }
-    for name, (values, of) in {
-        "answers": (own, lengths),
-        "copies": (others, copied_lengths),
-    }.items():
-        for measure, rows in values.items():
-            found[f"{name}_{measure}_correlation"] = jax.vmap(correlation, (None, 0))(of, rows)
-            found[f"{name}_{measure}"] = by_length(of, jnp.mean(rows, axis=0))
+    losses = jax.lax.map(lambda p: jax.vmap(loss, (None, 0))(p, everything), checkpoints.params)
+    parts = {"answers": slice(n), "copies": slice(n, -config.validation)}
+    steps = jnp.linalg.norm(rows[0], axis=-1)
+    found["answers_step_correlation"] = jax.vmap(correlation, (None, 0))(lengths[:n], steps)
+    for measure, values in {"norm": jnp.linalg.norm(plain, axis=-1), "loss": losses}.items():
+        for name, part in parts.items():
+            here, numbers = lengths[part], values[:, part]
+            found[f"{name}_{measure}_correlation"] = jax.vmap(correlation, (None, 0))(here, numbers)
+            found[f"{name}_{measure}"] = by_length(here, jnp.mean(numbers, axis=0))
     return found
 
 
-def look(loss, checkpoints, examples):
-    """Losses and norms of gradients at each checkpoint, ``[C, n]``."""
+def joined(*examples):
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *examples)
 
-    def at(params):
-        losses, G = gradkin.value_and_per_example_grads(loss, batch_size=size)(params, examples)
-        return {"norm": G.norms(), "loss": losses}
 
-    size = min(MICRO_BATCH, len(examples.tokens))
-
-    return jax.lax.map(at, checkpoints.params)
+def score_and_select(config, rows, wanted, checkpoints, metric):
+    """For each direction what is selected, best first."""
+    score = functools.partial(selection.less_scores, metric=metric)
+    scores = jax.vmap(score, (0, None, None))(rows, wanted, checkpoints.learning_rates)
+    return jax.vmap(lambda x: selection.select_top_fraction(x, config.fraction))(scores)
 
 
 def correlation(lengths, values):
@@ -247,15 +233,15 @@ def plot(metrics):
         axis.legend()
     axes[0].set(ylabel="norm of the gradient", title="Gradients of mean losses")
     axes[1].set(ylabel="nats per token", title="Losses")
-    for direction, style in zip(range(len(DIRECTIONS)), ("-", "--")):
-        for score, colour in zip(range(len(SCORES)), figures.COLOURS):
+    for direction, style in enumerate(("-", "--")):
+        for score, colour in enumerate(figures.COLOURS[: len(SCORES)]):
             found = np.sort(metrics["selected_lengths"][:, direction, score].ravel())
             label = f"{('inner product', 'cosine')[score]}, {DIRECTIONS[direction]}"
             share = np.arange(1, len(found) + 1) / len(found)
             axes[2].plot(found, share, style, color=colour, label=label)
     axes[2].plot([SHORTEST, LONGEST], [0, 1], color="0.6", linewidth=1, label="pool")
     axes[2].set(xlabel="letters in the answer", ylabel="share no longer", title="Selected")
-    axes[2].legend(fontsize=7)
+    axes[2].legend(fontsize=7, loc="upper left")
     return figure
 
 
