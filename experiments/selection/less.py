@@ -17,9 +17,12 @@ in the other the inputs are alike but every domain permutes the labels ("conflic
 others do harm. Networks with one hidden layer are trained from scratch on what was selected. The
 paper preset has the paper's 8192 numbers per example, not its models or data.
 
-Inputs of one length cannot show what cosines are for: see `selection/less_length`. And so short a
-warm-up leaves Adam's second moments small, its directions near signs: plain gradients may well do
-better here.
+Inputs of one length cannot show what cosines are for: see `selection/less_length`. At `quick`, over
+five seeds, LESS by class has an accuracy of 0.83 where domains are rotated (random 5 % 0.48, all
+data 0.89) and 0.79 where they conflict (0.19 and 0.20). Plain gradients in place of Adam's
+directions do better, 0.96 and 0.92: so short a warm-up leaves second moments small, and directions
+near signs. What width 16 selects serves width 64 by a small margin only where domains are rotated,
+0.71 against 0.62, and by less than it varies from seed to seed.
 """
 
 import dataclasses
@@ -150,20 +153,21 @@ def train(config, hidden, key, examples, *, epochs, fraction=1.0):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def choose(config, hidden, key, pool, validation):
-    """What each arm selects, ``[arms, k]``, and the scores of LESS."""
+    """What each arm selects, ``[arms, k]``."""
     k = jax.random.split(key, 3)
     checkpoints = train(config, hidden, k[0], pool, epochs=WARM_UP_EPOCHS, fraction=FRACTION)
     sketch = gradients.RademacherSketch(k[1], config.sketch)
     features = functools.partial(
         selection.less_features, loss, checkpoints, sketch=sketch, batch_size=AT_A_TIME
     )
-    target = features(validation, direction="gradient")
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), pool, validation)
+    plain, target = jnp.split(features(both, direction="gradient"), [len(pool[1])], axis=1)
+    adam = features(pool)
+    released = features(pool, bias_correction=False, eps_inside_sqrt=True)
     scores = functools.partial(
         selection.less_scores, validation=target, learning_rates=checkpoints.learning_rates
     )
     by_class = {"subtasks": np.repeat(np.arange(config.classes), config.validation)}
-    adam, plain = features(pool), features(pool, direction="gradient")
-    released = features(pool, bias_correction=False, eps_inside_sqrt=True)
     found = {
         "random": jax.random.uniform(k[2], (len(pool[1]),)),
         "dot product": scores(adam, metric="dot"),
@@ -172,8 +176,8 @@ def choose(config, hidden, key, pool, validation):
         "LESS by class": scores(adam, **by_class),
         "plain gradients by class": scores(plain, **by_class),
     }
-    top = [selection.select_top_fraction(found[name], FRACTION) for name in ARMS]
-    return jnp.stack(top), found["LESS"]
+    select = functools.partial(selection.select_top_fraction, fraction=FRACTION)
+    return jax.vmap(select)(jnp.stack([found[name] for name in ARMS]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -191,8 +195,8 @@ def retrain(config, hidden, key, pool, chosen, test):
 def one_pool(config, key, conflicting):
     k = jax.random.split(key, 6)
     pool, domains, validation, test = draw(config, k[0], conflicting)
-    chosen, scores = choose(config, config.hidden, k[1], pool, validation)
-    by_narrow, _ = choose(config, config.narrow, k[2], pool, validation)
+    chosen = choose(config, config.hidden, k[1], pool, validation)
+    by_narrow = choose(config, config.narrow, k[2], pool, validation)
     everything = jnp.arange(len(domains))[None]
     return {
         "accuracy": retrain(config, config.hidden, k[3], pool, chosen, test),
@@ -200,7 +204,6 @@ def one_pool(config, key, conflicting):
         "accuracy_wide": retrain(config, config.wide, k[5], pool, by_narrow, test),
         "purity": jnp.mean(domains[chosen] == 0, axis=1),
         "purity_narrow": jnp.mean(domains[by_narrow] == 0, axis=1),
-        "score_of_domain": jnp.mean(scores.reshape(config.domains, -1), axis=1),
     }
 
 
@@ -235,8 +238,8 @@ def plot(metrics):
         ax.set_yticks([*places, 0], [*ARMS, "all data"] if ax is axes[0] else [""] * 7)
         ax.set_ylim(-0.6, len(ARMS) + 0.6)
         ax.grid(axis="y", visible=False)
-    axes[0].legend(loc="lower right")
-    axes[2].legend(loc="lower right")
+    for ax in axes[1:]:
+        ax.legend(loc="upper right")
     axes[2].set(xlim=(0, 1), xlabel="share from the target's domain", title="What is selected")
     return figure
 
