@@ -38,6 +38,7 @@ import numpy as np
 
 from experiments import figures
 from experiments.runner import Claim
+from experiments.runner.claims import Rule
 from experiments.selection import language, text_choices, text_pools, text_tuning
 
 PAPERS = ("less-data-selection",)
@@ -263,6 +264,10 @@ def plot(metrics):
     highest = metrics["loss"][:, -1, :, :-1].mean(0).max()  # of 5%
     axes[0].set(xlabel="loss on the target, held out", title="Tuned on 5%, or on all")
     axes[0].set_xlim(0, 1.4 * highest)
+    for p, value in enumerate(metrics["loss"][:, -1, :, -1].mean(0)):
+        if value > 1.4 * highest:
+            at = 1.38 * highest, places[-1] + 0.2 * (2 * p - 1)
+            axes[0].annotate(f"{value:.1f}", at, ha="right", va="center", color="w", size=8)
     axes[1].axvline(1 / text_pools.SOURCES, color="#5d6770", linestyle="--", linewidth=1)
     axes[1].set(xlabel="from the target's source", title="What is selected", xlim=(0, 1.02))
     axes[1].legend(title="pool", loc="lower right")
@@ -284,7 +289,7 @@ def last(metrics, name, arm):
     return metrics[name][:, -1, :, ARMS.index(arm)]
 
 
-def lower(arm, worse, pools, text, reported, verdict, rule="mean"):
+def lower(arm, worse, pools, text, reported, verdict, rule: Rule = "mean"):
     """A claim that the loss of `arm` is below that of `worse`, in each of the pools."""
     at = [POOLS.index(pool) for pool in pools]
     return Claim(

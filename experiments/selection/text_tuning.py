@@ -71,8 +71,8 @@ def tune(config, model, keys, adapters, chosen, texts, loop, *, name):
     def start(keys, adapters, chosen):
         several = lambda x: jnp.broadcast_to(x[:, None], (*chosen.shape[:2], *x.shape[1:]))
         state = adapters, jax.vmap(optimizer.init)(adapters)
-        count = jnp.zeros(len(keys), jnp.int32)
-        return Tuning(*jax.tree.map(several, state), chosen, count, keys)
+        adapters, opt_state = jax.tree.map(several, state)
+        return Tuning(adapters, opt_state, chosen, jnp.zeros(len(keys), jnp.int32), keys)
 
     def step(state, data):
         texts, model = data

@@ -78,7 +78,10 @@ def folder(tmp_path):
     files = {
         "gsm8k/train.jsonl": [
             json.dumps(
-                {"question": f"run left I_RUN {i} and 2?", "answer": f"<<{i}+2={i + 2}>> {i + 2}"}
+                {
+                    "question": f"jump left I_JUMP run I_RUN {i} 2?",
+                    "answer": f"<<{i}+2={i + 2}>> {i + 2}",
+                }
             )
             for i in range(40)
         ],
@@ -99,7 +102,7 @@ def folder(tmp_path):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     (tmp_path / "scan").mkdir()
     moves = [("walk", "I_WALK"), ("walk twice", "I_WALK I_WALK"), ("jump", "I_JUMP")]
-    jumps = [(f"jump {'run ' * i}left", "I_TURN_LEFT I_JUMP" + " I_RUN" * i) for i in range(1, 13)]
+    jumps = [(f"jump {'run ' * i}left", "I_JUMP" + " I_RUN" * i) for i in range(1, 13)]
     for name, pairs in {
         "train_simple": moves + jumps[:1],
         "test_simple": moves[:1] + jumps[1:],
