@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import gradkin
 from gradkin import gradients, kernels
-from gradkin.pytrees import register_dataclass
+from gradkin.pytrees import check_told_apart, register_dataclass
 
 LIBRARY = Path(__file__).parents[1] / "lib"
 
@@ -78,3 +80,54 @@ def test_fields_must_be_those_of_the_class():
 
     with pytest.raises(ValueError, match="to be the fields of Lacking"):
         register_dataclass(Lacking, data_fields=["x"], meta_fields=[])
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["weight", "inner"], meta_fields=["power"]
+)
+@dataclasses.dataclass(frozen=True)
+class Confused:
+    weight: Any
+    inner: object
+    power: int
+
+    def __call__(self, x, y):
+        return self.weight * jnp.sum(x * y) ** self.power
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Own:
+    x: object
+    name: str
+
+    def tree_flatten(self):
+        return (self.x,), {"name": self.name}
+
+    @classmethod
+    def tree_unflatten(cls, aux, children):
+        return cls(*children, **aux)
+
+
+def test_classes_that_jax_confuses_are_refused():
+    confused = Confused(jnp.ones(()), None, 2)
+    words = "Expected Confused to be registered by gradkin.pytrees.register_dataclass"
+    for tree in (confused, [1.0, Pair(confused, 2.0)], Point(1.0, confused)):
+        with pytest.raises(TypeError, match=words):
+            check_told_apart(tree)
+    with pytest.raises(TypeError, match=words):
+        gradkin.kernel_matrix(confused, jnp.ones((2, 3)))
+    good = register_dataclass(type("Good", (Confused,), {}), ["weight", "inner"], ["power"])
+    found = gradkin.kernel_matrix(good(jnp.ones(()), None, 2), jnp.ones((2, 3))).sum()
+    assert found == 36
+
+
+def test_what_jax_tells_apart_passes():
+    for tree in (Point(None, [2.0]), Pair(1.0, None), Own(1.0, "a"), {"a": Marked(1, "b")}, None):
+        check_told_apart(tree)
+    jax.jit(check_told_apart)(Point(1.0, Own(2.0, "c")))

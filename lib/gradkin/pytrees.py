@@ -1,6 +1,7 @@
 """Dataclasses as pytrees that JAX tells apart."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -68,3 +69,50 @@ def register_dataclass(
 
     jax.tree_util.register_pytree_with_keys(cls, children_with_keys, make, children)
     return cls
+
+
+def check_told_apart(tree: Any) -> None:
+    """Raise TypeError where JAX may take a node of a pytree for one of another class.
+
+    Such are dataclasses registered by `jax.tree_util.register_dataclass`, as far as JAX makes
+    equal structures of different classes. Equinox modules, NamedTuples and what
+    `jax.tree_util.register_pytree_node` registers are told apart.
+
+    Args:
+      tree: a pytree, such as a kernel with its parameters.
+
+    Raises:
+      TypeError: with the name of the class, and how to register it.
+
+    Example:
+      >>> import dataclasses, jax
+      >>> from gradkin.pytrees import check_told_apart, register_dataclass
+      >>> @register_dataclass
+      ... @dataclasses.dataclass(frozen=True)
+      ... class Scaled:
+      ...     scale: float
+      >>> check_told_apart([Scaled(1.0)])
+    """
+    children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
+    if jax.tree_util.treedef_is_leaf(structure):
+        return
+    static = structure.node_data()[1]
+    if dataclasses.is_dataclass(tree) and isinstance(static, list | tuple):
+        double = _double(len(children), len(static))(*children, *static)
+        if jax.tree.structure(double, is_leaf=lambda node: node is not double) == structure:
+            raise TypeError(
+                f"Expected {type(tree).__name__} to be registered by "
+                "gradkin.pytrees.register_dataclass: JAX takes classes that "
+                "jax.tree_util.register_dataclass registers for one another."
+            )
+    for child in children:
+        check_told_apart(child)
+
+
+@functools.cache
+def _double(num_children: int, num_static: int) -> type:
+    """A dataclass registered by JAX, to see whether another is taken for it."""
+    data = [f"child{i}" for i in range(num_children)]
+    meta = [f"static{i}" for i in range(num_static)]
+    cls = dataclasses.make_dataclass("Double", [*data, *meta])
+    return jax.tree_util.register_dataclass(cls, data, meta)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gradkin import checks
+from gradkin import checks, pytrees
 from gradkin.kernels.density import (
     DensityEstimate,
     log_normalizer,
@@ -159,7 +159,7 @@ def neighbor_density(
         raise ValueError(f"Expected size >= 2, got {size=}.")
     w = normalized_weights(weights, points)
     kernel = checked_kernel(kernel, points)
-    if isinstance(neighbors, int):
+    if isinstance(neighbors, int | np.integer):
         if not 1 <= neighbors <= n:
             raise ValueError(f"Expected 1 <= neighbors <= {n} points, got {neighbors=}.")
         _, nearest = kernel_matrix(kernel, queries, points).top_k(neighbors)
@@ -273,6 +273,7 @@ def checked_kernel(kernel: Any, points: Array) -> Any:
     """The kernel as a pytree, its parameters checked."""
     if hasattr(kernel, "check"):
         kernel.check(points.shape[1:])
+    pytrees.check_told_apart(kernel)
     return Function(kernel) if jax.tree_util.all_leaves([kernel]) else kernel
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradkin import checks
+from gradkin import checks, pytrees
 from gradkin.matrices import kernel_centering, kernel_explain, kernel_tiles, kernel_verbs
 from gradkin.matrices.kernel_arguments import (
     as_points,
@@ -355,7 +355,8 @@ def kernel_matrix(
     ``n m``.
 
     Args:
-      kernel: of `gradkin.kernels`, or any function of two points that returns a scalar.
+      kernel: of `gradkin.kernels`, or any function of two points that returns a scalar; a class
+        with parameters is a dataclass that `gradkin.pytrees.register_dataclass` registers.
       x: points of the rows, ``[n, ...]``; floats (half precision is widened tile by tile), other
         numbers become floats.
       y: points of the columns, ``[m, ...]``; None compares ``x`` with itself: entries ``i, i`` are
@@ -384,6 +385,8 @@ def kernel_matrix(
         ill-fitting weights, masks or kernel parameters, ``block`` < 1, a mesh that does not divide
         the points, or, where ``x`` and ``y`` are concrete and at most a million numbers, points
         that are not finite (of those not masked).
+      TypeError: a kernel that is no function, or a dataclass that is registered otherwise, so that
+        JAX may take it for another.
 
     Example:
       >>> import jax.numpy as jnp
@@ -406,6 +409,7 @@ def kernel_matrix(
                 "register it, by gradkin.pytrees.register_dataclass."
             )
         kernel = kernel_tiles.Function(kernel)
+    pytrees.check_told_apart(kernel)
     if block is not None and block < 1:
         raise ValueError(f"Expected block >= 1, got block={block}.")
     placement = placed(x, mesh, ring)
