@@ -19,7 +19,13 @@ Digits: the scores of an image are the margins of its label under six softmax re
 fitted to 100 trusted digits of which it sees half of the pixels; a second arm has random labels
 for 30%. Sets for the overlap have the paper's size, an equal share of the tenth for each axis;
 those that train use all of it. One arm sees scores of a tenth of the corpus and predicts the
-others from features by ridge regression. A seed of digits is the mean over ten draws.
+others from features by ridge regression. A seed is the mean over four corpora and over ten draws
+of digits; every corpus has its own topics and effects.
+
+Seen: in the mean over corpora, tops of axes overlap as independent sets do; in one of twenty, two
+of them by 15%: no correlation is not independence. More axes are more diverse and less good: all
+but the first are contrasts of scores, which say little of whether a label is right (60% are on six
+axes, 87% at the top of the mean, 53% at random). With wrong labels, random is better than six axes.
 """
 
 import dataclasses
@@ -52,6 +58,7 @@ ARMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    corpora: int = 4
     documents: int = 10_000
     topics: int = 20
     dimension: int = 32  # of what the model sees
@@ -69,7 +76,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(documents=200, topics=4, sample=60, test=40, trials=2, steps=3),
+    "smoke": Config(corpora=2, documents=200, topics=4, sample=60, test=40, trials=2, steps=3),
     "quick": Config(),
     "paper": Config(documents=100_000, sample=10_000, trials=100, steps=1000),
 }
@@ -84,10 +91,7 @@ def load(config):
     return found
 
 
-# ---- selections and models ---------------------------------------------------------------------
-
-
-def selected(key, scores, budget, predicted=None):
+def selected(drawn, scores, budget, predicted=None):
     """Documents that each arm selects, ``[15 (16), budget]``, six arms being single scores.
 
     And overlaps of sets of an equal share, means over pairs: ``[raw or decorrelated, 2, 3 or 6]``.
@@ -95,7 +99,6 @@ def selected(key, scores, budget, predicted=None):
     axes = selection.decorrelate_scores(scores)
     along = selection.project_scores(axes, scores)
     means = jnp.mean((scores - axes.mean[None]) / axes.scale[None], axis=1)
-    drawn = jax.random.uniform(key, (len(scores),))
     single = jnp.concatenate([drawn[None], means[None], scores.T])
     several = jnp.stack([scores, along] + ([] if predicted is None else [predicted]))
     best = lambda fill: jax.vmap(lambda t: selection.select_by_axes(t, budget, fill=fill))
@@ -146,31 +149,24 @@ def accuracy(params, x, y):
     return jnp.mean(jnp.argmax(logits(params, x), axis=1) == y)
 
 
-# ---- a corpus of topics ------------------------------------------------------------------------
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def on_corpus(config, key):
-    k = jax.random.split(key, 12)
-    shape = (config.topics,)
-    means = config.separation * jax.random.normal(k[0], (*shape, config.dimension))
-    effect, own = jax.random.normal(k[1], shape), jax.random.normal(k[2], (*shape, SCORES))
-
-    def draw(key, size):
-        for_topic, for_noise = jax.random.split(key)
-        topic = jax.random.randint(for_topic, (size,), 0, config.topics)
-        return means[topic] + jax.random.normal(for_noise, (size, config.dimension)), topic
-
-    size = config.documents
-    x, topic = draw(k[3], size)
-    fluency = jax.random.normal(k[4], (size,))
-    noise = jax.random.normal(k[5], (size, SCORES))
-    scores = 0.8 * (fluency + effect[topic])[:, None] + 0.5 * own[topic] + 0.5 * noise
-    wrong = jax.random.bernoulli(k[6], jax.nn.sigmoid(-config.doubt * fluency))
-    noisy = jnp.where(wrong, jax.random.randint(k[7], (size,), 0, config.topics), topic)
+def corpus(config, key):
+    # Few draws, because each takes long to compile.
+    for_topics, for_chance, for_noise = jax.random.split(key, 3)
+    size, scale = config.documents, [config.separation] * config.dimension + [1] * (1 + SCORES)
+    of_topics = jax.random.normal(for_topics, (config.topics, len(scale))) * jnp.array(scale)[None]
+    chance = jax.random.uniform(for_chance, (size + config.test, 4))
+    noise = jax.random.normal(for_noise, (size + config.test, config.dimension + 2 + SCORES))
+    topics, other = (chance[:, :2] * config.topics).astype(np.int32).T
+    x = (of_topics[topics] + noise[:, :-1])[:, : config.dimension]
+    x, test, topic, test_topic = x[:size], x[size:], topics[:size], topics[size:]
+    fluency, roughly, noise = noise[:size, -1], noise[:size, -2], noise[:size, -SCORES - 2 : -2]
+    effect, own = of_topics[topic, -1:], of_topics[topic, -SCORES - 1 : -1]
+    scores = 0.8 * (fluency[:, None] + effect) + 0.5 * own + 0.5 * noise
+    wrong = chance[:size, 2] < jax.nn.sigmoid(-config.doubt * fluency)
+    noisy = jnp.where(wrong, other[:size], topic)
 
     # An encoder that sees the text, and roughly how fluent it is.
-    seen = fluency[:, None] + 0.5 * jax.random.normal(k[8], (size, 1))
+    seen = (fluency + 0.5 * roughly)[:, None]
     features = jnp.concatenate([x, seen], axis=1)
     sample = slice(config.sample)
     axes = selection.decorrelate_scores(scores[sample])
@@ -179,9 +175,8 @@ def on_corpus(config, key):
     predicted = selection.predict_scores(scorers, features)
 
     budget = round(config.share * size)
-    chosen, overlaps = selected(k[9], scores, budget, predicted)
+    chosen, overlaps = selected(chance[:size, 3], scores, budget, predicted)
     tenths = jnp.argsort(-jnp.mean(scores, axis=1)).reshape(-1, budget)
-    test, test_topic = draw(k[10], config.test)
 
     def trained(labels, rows):
         return accuracy(fit(config, config.topics, x[rows], labels[rows]), test, test_topic)
@@ -199,19 +194,24 @@ def on_corpus(config, key):
     }
 
 
-# ---- digits ------------------------------------------------------------------------------------
+@functools.partial(jax.jit, static_argnums=0)
+def on_corpora(config, key):
+    """Means over corpora, but all of their overlaps."""
+    found = jax.lax.map(functools.partial(corpus, config), jax.random.split(key, config.corpora))
+    return {k: v if k == "overlap" else jnp.mean(v, axis=0) for k, v in found.items()}
 
 
 def trial(config, data, wrong, key):
-    k = jax.random.split(key, 5)
-    shuffled = jax.random.permutation(k[0], len(data["train"]))
+    for_chance, for_probes = jax.random.split(key)
+    chance = jax.random.uniform(for_chance, (len(data["train"]), 4))
+    shuffled = jnp.argsort(chance[:, 0])
     trusted, pool = shuffled[: config.trusted], shuffled[config.trusted :]
     x, y = data["train"][pool], data["train_label"][pool]
-    changed = jax.random.bernoulli(k[1], wrong, y.shape)
-    labels = jnp.where(changed, jax.random.randint(k[2], y.shape, 0, 10, y.dtype), y)
+    other = (10 * chance[pool, 1]).astype(np.int32)
+    labels = jnp.where(chance[pool, 2] < wrong, other, y)
 
-    def margin(key):
-        half = jax.random.permutation(key, x.shape[1]) < x.shape[1] // 2
+    def margin(chance):
+        half = jnp.argsort(chance) < x.shape[1] // 2
         seen = lambda x: jnp.where(half[None], x, 0)
         probe = fit(config, 10, seen(data["train"][trusted]), data["train_label"][trusted])
         found = logits(probe, seen(x))
@@ -219,8 +219,8 @@ def trial(config, data, wrong, key):
         right = jnp.sum(jnp.where(is_label, found, 0), axis=1)
         return right - jnp.max(jnp.where(is_label, -jnp.inf, found), axis=1)
 
-    scores = jax.vmap(margin)(jax.random.split(k[3], SCORES)).T
-    chosen, overlaps = selected(k[4], scores, round(config.share * len(pool)))
+    scores = jax.vmap(margin)(jax.random.uniform(for_probes, (SCORES, x.shape[1]))).T
+    chosen, overlaps = selected(chance[pool, 3], scores, round(config.share * len(pool)))
     models = jax.vmap(lambda rows: fit(config, 10, x[rows], labels[rows]))(chosen)
     found = jax.vmap(lambda model: accuracy(model, data["test"], data["test_label"]))(models)
     return {"accuracy": by_arm(found), "overlap": overlaps}
@@ -237,11 +237,8 @@ def on_digits(config, data, key):
 
 
 def run(config, key, data, loop):
-    for_corpus, for_digits = jax.random.split(key)
-    return on_corpus(config, for_corpus) | on_digits(config, data, for_digits)
-
-
-# ---- figure and claims -------------------------------------------------------------------------
+    for_corpora, for_digits = jax.random.split(key)
+    return on_corpora(config, for_corpora) | on_digits(config, data, for_digits)
 
 
 def plot(metrics):
@@ -251,13 +248,14 @@ def plot(metrics):
     groups.append(("digits_overlap", 2, f"digits, {SCORES}"))
     at = np.arange(len(groups))
     for kind, (label, shift) in enumerate((("raw scores", -0.19), ("ODiS", 0.19))):
-        heights = [metrics[name][:, kind, i].mean() for name, i, _ in groups]
+        heights = [metrics[name][..., kind, i].mean() for name, i, _ in groups]
         options = {"color": figures.COLOURS[1 - kind], "alpha": 0.75, "label": label}
         axis.bar(at + shift, heights, 0.36, **options)
     share = 0.1 / np.array([AXES[i] for _, i, _ in groups])
     axis.hlines(share / (2 - share), at - 0.4, at + 0.4, color="#2b3138", label="independent sets")
     axis.set_xticks(at, [label for *_, label in groups])
-    axis.set(ylabel="Jaccard overlap", yscale="log", title="Tops of scores and of axes")
+    axis.set(ylabel="Jaccard overlap", yscale="log", ylim=(2e-3, 1))
+    axis.set_title("Tops of scores and of axes")
     axis.grid(axis="x", visible=False)
     axis.legend(loc="upper right", ncols=3, fontsize=7.5)
     for axis, name, title, arms in (
@@ -311,9 +309,9 @@ REPORTED = {
 }
 CLAIMS = (
     claim(
-        "The tops of six decorrelated axes overlap by less than 2% (independent sets: 0.8%)",
+        "Tops of six decorrelated axes overlap by less than 2% in every corpus (independent: 0.8%)",
         "below 2%",
-        lambda m: m["overlap"][:, 1, 2],
+        lambda m: m["overlap"][:, :, 1, 2].max(1),
         lambda overlap: overlap < 0.02,
         "< 0.02",
         "reproduced",
@@ -321,18 +319,18 @@ CLAIMS = (
     claim(
         "Those of two, three and six, and of six of digits' margins, by at most 5%",
         "below 2%",
-        lambda m: np.maximum(m["overlap"][:, 1].max(1), m["digits_overlap"][:, 1, 2]),
+        lambda m: np.maximum(m["overlap"][:, :, 1].max((1, 2)), m["digits_overlap"][:, 1, 2]),
         lambda overlap: overlap <= 0.05,
         "largest <= 0.05",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
-        "Tops of raw scores overlap at least five times as much",
+        "Tops of raw scores overlap at least five times as much as those of axes, in every corpus",
         "qualitative: correlated dimensions select the same documents",
-        lambda m: (m["overlap"][:, 0] / m["overlap"][:, 1]).min(1),
+        lambda m: (m["overlap"][:, :, 0] / m["overlap"][:, :, 1]).min((1, 2)),
         lambda ratio: ratio >= 5,
         "smallest ratio >= 5",
-        "reproduced",
+        "not reproduced",
     ),
     claim(
         "Six axes select more topics than the mean score does",
@@ -364,7 +362,7 @@ CLAIMS = (
     above(
         "The same where labels of documents that are not fluent are wrong",
         "random",
-        "reproduced",
+        "not reproduced",
         labels=1,
     ),
     above(
@@ -385,14 +383,14 @@ CLAIMS = (
     above(
         "Six axes of digits' margins train a better model than the top of the mean (30% wrong)",
         "top of the mean",
-        "reproduced",
+        "not reproduced",
         data="digits_accuracy",
         labels=1,
     ),
     above(
         "Six axes of digits' margins train a better model than random digits (30% wrong)",
         "random",
-        "reproduced",
+        "not reproduced",
         data="digits_accuracy",
         labels=1,
     ),
