@@ -9,7 +9,7 @@ pool, and better than the nearest by words or by hidden states; a small model ca
 larger one.
 
     python -m experiments run selection/less_text                 # 2 minutes, two cores
-    python -m experiments run selection/less_text --data FOLDER   # public sets, 9 minutes
+    python -m experiments run selection/less_text --data FOLDER   # public sets, 4 minutes
     python -m experiments run selection/less_text --preset paper  # for a GPU; not run yet
 
 A decoder is trained on a corpus and then has adapters (LoRA on q, k, v, o), which alone are tuned.
@@ -17,20 +17,22 @@ The pool "own" holds the target among nine sources; the pool "related" holds ano
 (`experiments/selection/text_pools.py`): with letters, the target is to reverse them, the other task
 asks for the same in words that the target never has. Subtasks are three lengths, with four known
 examples each. Every choice is tuned on from the same start for as many epochs as the warm-up, in
-the same order; the rate was chosen on random choices alone. FOLDER holds gsm8k, bbh, self_instruct,
-sst2, scan and tiny_shakespeare; the target there is SCAN's "jump" with other words.
+the same order; the rate is that of four which was best for random choices, on validation examples
+(the lowest; at each a random 5% made the loss greater than before). FOLDER holds gsm8k, bbh,
+self_instruct, sst2, scan and tiny_shakespeare; the target there is SCAN's "jump" with other words.
 
 At `quick`, with letters, the loss on the target is 1.04 after a random 5% of the pool "own", 0.47
 after LESS's, 0.58 after the small model's choice, 0.33 after the whole pool; 0.17 after the nearest
 by words, since the target's source uses the target's words. In the pool "related" words do not tell
-(1.29; LESS 0.52, random 1.07), and tuning on the whole pool unlearns the target (3.24).
+(1.29; LESS 0.52, random 1.07), and tuning on the whole pool unlearns the target (3.24). With the
+public sets, of which only SCAN looks like SCAN, words, states and even lengths find it: "own" has
+1.75 (random), 1.29 (LESS), 1.24 (words), 1.26 (states); "related" 1.79, 1.66, 1.68, 1.67.
 
 "Released code" is the mean of cosines, and Adam's direction without bias correction and with eps
 inside the root. "Lengths of LESS" are random examples as long as those that LESS selects.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +56,6 @@ CHOICES = (
     "lengths of LESS",
 )
 ARMS = (*CHOICES, "random", "whole pool")
-PRETRAINING_RATE = 3e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,35 +82,16 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        pool=36,
-        fraction=0.1,
-        width=8,
-        small_width=8,
-        depth=1,
-        rank=1,
-        sketch=8,
-        pretraining_steps=2,
-        pretraining_batch=4,
-        epochs=2,
-        batch_size=2,
-        draws=1,
-        validation=1,
+        pool=36, fraction=0.1, width=8, small_width=8, depth=1, rank=1, sketch=8,
+        pretraining_steps=2, pretraining_batch=4, epochs=2, batch_size=2, draws=1, validation=1,
         test=6,
     ),
     "quick": Config(),
     "paper": Config(
-        pool=18_000,
-        width=256,
-        small_width=64,
-        depth=4,
-        rank=32,
-        sketch=8192,
-        pretraining_steps=20_000,
-        pretraining_batch=256,
-        batch_size=30,
-        test=300,
+        pool=18_000, width=256, small_width=64, depth=4, rank=32, sketch=8192,
+        pretraining_steps=20_000, pretraining_batch=256, batch_size=30, test=300,
     ),
-}
+}  # fmt: skip
 
 
 def load(config):
@@ -145,40 +127,12 @@ def vocabulary(config):
     return 64 if config.data == "synthetic" else 768
 
 
-@jax.jit
-def with_axis(tree):
-    return jax.tree.map(lambda x: x[None], tree)
-
-
-@jax.jit
-def without_axis(tree):
-    return jax.tree.map(lambda x: x[0], tree)
-
-
-def pretrain(config, width, data, loop):
-    """Graph and parameters of a decoder that has learned the corpus, the same for all seeds."""
-
-    def once(step, state, *arguments, **options):
-        return without_axis(loop(step, with_axis(state), *arguments, **options))
-
-    steps, length = config.pretraining_steps, data["corpus"].tokens.shape[1]
+def pretrained(config, width, data, loop):
+    """Graph and parameters of a decoder that has learned the corpus, and its last loss."""
+    length = data["corpus"].tokens.shape[1]
     sizes = {"width": width, "depth": config.depth, "max_length": length}
-    graph, params = language.init(jax.random.key(0), vocabulary(config), tuple(sizes.items()))
-    optimizer, _ = language.adam(PRETRAINING_RATE, steps)
-    params, losses = language.fit(
-        once,
-        jax.random.key(1),
-        graph,
-        params,
-        (),
-        data["corpus"],
-        optimizer=optimizer,
-        batch=config.pretraining_batch,
-        steps=steps,
-        every=math.gcd(steps, 50),
-        name=f"width {width}",
-    )
-    return (graph, params), losses[-1]
+    model = language.init(jax.random.key(0), vocabulary(config), tuple(sizes.items()))
+    return text_tuning.pretrain(config, model, data["corpus"], loop, name=f"width {width}")
 
 
 def choose(config, key, number, model, small, data):
@@ -218,8 +172,8 @@ def measured(chosen, sources, found):
 
 def run(config, key, data, loop):
     data = jax.tree.map(jnp.asarray, data)
-    model, loss = pretrain(config, config.width, data, loop)
-    small, small_loss = pretrain(config, config.small_width, data, loop)
+    model, loss = pretrained(config, config.width, data, loop)
+    small, small_loss = pretrained(config, config.small_width, data, loop)
     seeds, (pools, n) = len(key), data["sources"].shape
     keys = jax.vmap(lambda k: jax.random.split(k, pools + 1))(key)
     chosen = [
@@ -269,8 +223,9 @@ def plot(metrics):
             at = 1.38 * highest, places[-1] + 0.2 * (2 * p - 1)
             axes[0].annotate(f"{value:.1f}", at, ha="right", va="center", color="w", size=8)
     axes[1].axvline(1 / text_pools.SOURCES, color="#5d6770", linestyle="--", linewidth=1)
-    axes[1].set(xlabel="from the target's source", title="What is selected", xlim=(0, 1.02))
-    axes[1].legend(title="pool", loc="lower right")
+    axes[1].set(xlabel="from the target's source", title="Selected", xlim=(0, 1.02))
+    legend = {"loc": "lower right", "bbox_to_anchor": (1, 0.98), "ncols": 2, "fontsize": 8}
+    axes[1].legend(**legend)
     epochs = np.arange(metrics["accuracy"].shape[1])
     for arm in ("LESS", "small model", "nearest words", "random", "whole pool"):
         figures.band(axes[2], epochs, metrics["accuracy"][:, :, 1, ARMS.index(arm)], label=arm)

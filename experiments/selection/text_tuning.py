@@ -1,6 +1,7 @@
-"""Tune the adapters of one decoder on several choices of texts at once."""
+"""Train a decoder, and tune its adapters on several choices of texts at once."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,47 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.selection import language
 from experiments.selection.text_choices import adapted, rate_of, vector_of
 from gradkin import models, optim
+
+PRETRAINING_RATE = 3e-3
+
+
+@jax.jit
+def with_axis(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+@jax.jit
+def without_axis(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def pretrain(config, model, corpus, loop, *, name):
+    """Train all parameters, once for all seeds.
+
+    Args:
+      config: says ``pretraining_steps`` and ``pretraining_batch``.
+      model: graph and parameters of a decoder.
+      corpus: examples.
+      loop: that of the runner, over the seeds.
+      name: for its progress bar.
+
+    Returns:
+      Graph and parameters, and the last loss.
+    """
+
+    def once(step, state, *arguments, **options):
+        return without_axis(loop(step, with_axis(state), *arguments, **options))
+
+    steps = config.pretraining_steps
+    optimizer, _ = language.adam(PRETRAINING_RATE, steps)
+    options = {"optimizer": optimizer, "batch": config.pretraining_batch, "steps": steps}
+    options |= {"every": math.gcd(steps, 50), "name": name}
+    key, (graph, params) = jax.random.key(1), model
+    params, losses = language.fit(once, key, graph, params, (), corpus, **options)
+    return (graph, params), losses[-1]
 
 
 class Tuning(NamedTuple):
