@@ -1,5 +1,6 @@
 """Scores of a corpus by regression on features, after those of a sample of it."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -65,12 +66,10 @@ def fit_scorers(
         raise ValueError(f"Expected features and targets of one length, got {len(x)} and {len(t)}.")
     x_mean, t_mean = jnp.mean(x, axis=0), jnp.mean(t, axis=0)
     x, t = x - x_mean[None], t - t_mean[None]
-    exact = {"precision": jax.lax.Precision.HIGHEST}
-    moments = jnp.matmul(x.T, x, **exact) + jnp.asarray(l2, x.dtype) * jnp.eye(
-        x.shape[1], dtype=x.dtype
-    )
-    weights = jax.scipy.linalg.solve(moments, jnp.matmul(x.T, t, **exact), assume_a="pos")
-    return Scorers(weights, t_mean - jnp.matmul(x_mean, weights, **exact))
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    moments = product(x.T, x) + jnp.asarray(l2, x.dtype) * jnp.eye(x.shape[1], dtype=x.dtype)
+    weights = jax.scipy.linalg.solve(moments, product(x.T, t), assume_a="pos")
+    return Scorers(weights, t_mean - product(x_mean, weights))
 
 
 def predict_scores(scorers: Scorers, features: Num[ArrayLike, "n p"]) -> Float[Array, "n q"]:
