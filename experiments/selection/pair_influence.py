@@ -12,13 +12,16 @@ EXTRA = 0.1  # weight of one pair's loss beside the mean loss of a batch
 
 
 def effects(config, key, heads, made):
-    """How much lower the loss of the target ends where a pair has weighed more, for some pairs."""
-    optimizer = adam(config, config.effect_steps)
+    """How much lower the loss of the target ends where a pair has weighed more.
+
+    For each rate and each of some pairs.
+    """
+    optimizer = adam(config.effect_steps)
     count = config.compared // config.batch
     ours = batches(jax.tree.map(lambda x: x[: config.compared], made["pool"]), config.batch)
     draws = jax.random.randint(key, (config.effect_steps, config.batch), 0, config.pool)
 
-    def trained(number, weight):
+    def trained(number, weight, rate):
         """With the extra weight on pair ``number`` in its own batch."""
         batch = jax.tree.map(lambda x: x[number // config.batch], ours)
         i = number % config.batch
@@ -33,20 +36,24 @@ def effects(config, key, heads, made):
                 own = (jax.nn.logsumexp(rows) + jax.nn.logsumexp(columns)) / 2 - rows[i]
                 return mean_loss(heads, few) + weight * own
 
-            return descend(optimizer, *state, loss), None
+            here, opt_state = state
+            return descend(optimizer, here, opt_state, loss, rate), None
 
         state, _ = jax.lax.scan(step, (heads, optimizer.init(heads)), draws)
         of = lambda pairs: mean_loss(state[0], pairs)
         return jnp.mean(jax.vmap(of)(batches(made["target"], config.batch)))
 
-    def lowered(numbers):
+    def lowered(given):
+        numbers, rate = given
         numbers = jnp.concatenate([numbers[:1], numbers])
         weights = jnp.full(len(numbers), EXTRA).at[0].set(0)
-        losses = jax.vmap(trained)(numbers, weights)
+        losses = jax.vmap(trained, (0, 0, None))(numbers, weights, rate)
         return losses[0] - losses[1:]
 
     numbers = jnp.arange(count * config.batch).reshape((count, config.batch))
-    return jax.lax.map(lowered, numbers).ravel()
+    numbers = jnp.concatenate([numbers] * len(config.rates))
+    rates = np.repeat(np.float32(config.rates), count)
+    return jax.lax.map(lowered, (numbers, rates)).reshape((len(config.rates), -1))
 
 
 def compare(config, key, heads, made):
@@ -111,7 +118,7 @@ def compare(config, key, heads, made):
             damping = damping * (len(x) / config.size)
             return selection.newton_alignment(positive + negative, target, M, damping=damping)
 
-        grid = np.float32([(a, d) for a in (config.alpha, 0.0) for d in DAMPINGS])
+        grid = np.array([(a, d) for a in (config.alpha, 0.0) for d in DAMPINGS], np.float32)
         aligned = jax.lax.map(one, (grid[:, 0], grid[:, 1]))
         plain = (positive + negative) @ target
         return jnp.concatenate([aligned, plain[None]])
@@ -121,12 +128,13 @@ def compare(config, key, heads, made):
 
 
 def ranks(values):
-    return jnp.argsort(jnp.argsort(values)).astype(jnp.float32)
+    return jnp.argsort(jnp.argsort(values, axis=-1), axis=-1).astype(jnp.float32)
 
 
 def spearman(a, b):
-    a, b = (x - jnp.mean(x) for x in map(ranks, (a, b)))
-    return a @ b / jnp.sqrt((a @ a) * (b @ b))
+    """Along the last axis."""
+    a, b = (x - jnp.mean(x, axis=-1, keepdims=True) for x in map(ranks, (a, b)))
+    return jnp.sum(a * b, axis=-1) / jnp.sqrt(jnp.sum(a**2, axis=-1) * jnp.sum(b**2, axis=-1))
 
 
 def auroc(scores, positive, among):

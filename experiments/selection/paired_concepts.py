@@ -43,7 +43,8 @@ def make(config, key):
         "test of the rest": (config.test, MEDICAL, CONCEPTS),
     }
     counts = [count for count, _, _ in sets.values()]
-    low, high = (np.repeat(np.int32([s[i] for s in sets.values()]), counts) for i in (1, 2))
+    bounds = np.array(list(sets.values()), np.int32)[:, 1:]
+    low, high = np.repeat(bounds, counts, axis=0).T
     concepts = jax.random.randint(k[1], low.shape, low, high)
     noise = NOISE * jax.random.normal(k[2], (2, len(low), INPUTS))
     seen = [look[concepts] + n for look, n in zip(looks, noise)]
@@ -83,13 +84,16 @@ def mean_loss(heads, pairs):
     return jnp.mean(selection.info_nce(heads, *pairs))
 
 
-def descend(optimizer, heads, opt_state, loss):
-    return optim.update(optimizer, jax.grad(loss)(heads), opt_state, heads)
-
-
-def adam(config, steps):
-    schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+def adam(steps):
+    """Adam of rate 1 that is brought down to nothing, for `descend`."""
+    schedule = optax.cosine_decay_schedule(1.0, steps)
     return optax.adam(schedule, b1=0.9, b2=0.98, eps=1e-6)
+
+
+def descend(optimizer, heads, opt_state, loss, rate):
+    """One step of the optimizer, ``rate`` times as long."""
+    there, opt_state = optim.update(optimizer, jax.grad(loss)(heads), opt_state, heads)
+    return jax.tree.map(lambda a, b: a + rate * (b - a), heads, there), opt_state
 
 
 def batches(pairs, size):

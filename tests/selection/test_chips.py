@@ -1,6 +1,7 @@
 """CHIPS: automatic derivatives, limits, rotations, sketches, ranges, devices, bad input."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +31,17 @@ align = jax.jit(selection.newton_alignment)
 ALONE = np.arange(PAIRS, dtype=np.int32)  # groups of one pair
 
 
-def problem(seed, size=PAIRS, *, dtype=np.float32):
+def heads_of(*leaves):
+    return selection.EndpointHeads(*map(jnp.asarray, leaves))
+
+
+def problem(seed, size=PAIRS, *, dtype: Any = np.float32):
     """Heads, images, texts; captions that say something of their images."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.normal(size=shape).astype(dtype)
     images = normal(size, WIDTH)
     texts = images @ normal(WIDTH, WIDTH) + 2 * normal(size, WIDTH)
-    heads = selection.EndpointHeads(
-        normal(WIDTH, WIDTH), normal(WIDTH, WIDTH), np.asarray(1.3, dtype)
-    )
+    heads = heads_of(normal(WIDTH, WIDTH), normal(WIDTH, WIDTH), np.asarray(1.3, dtype))
     return heads, images, texts
 
 
@@ -49,9 +52,10 @@ def flat(tree):
 
 def logits_of(heads, images, texts, xp=jnp):
     """The logits, written plainly."""
-    x, y = images @ heads.image, texts @ heads.text
+    image, text, log_scale = heads
+    x, y = images @ image, texts @ text
     x, y = (z / xp.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
-    return xp.exp(heads.log_scale) * (x @ y.T)
+    return xp.exp(log_scale) * (x @ y.T)
 
 
 def losses_of(logits, xp=jnp):
@@ -183,7 +187,7 @@ def test_ranges_signs_and_order():
 
 def test_learned_pairs_zero_embeddings_and_groups():
     x, one = np.tile(np.eye(SIZE, dtype=np.float32), (4, 1)), np.eye(SIZE, dtype=np.float32)
-    scaled = lambda value: selection.EndpointHeads(one, one, np.float32(value))
+    scaled = lambda value: heads_of(one, one, np.float32(value))
     pool = features(scaled(7.0), x, x, ALONE)
     np.testing.assert_array_equal(pool.mismatch, 0)
     np.testing.assert_array_equal(score(pool, pool, 0.7, 0.1, 0.5).utility, 0)
@@ -206,7 +210,7 @@ def test_half_precision_is_computed_in_single():
     half = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), problem(6))
     found = jax.jit(selection.info_nce)(*half)
     wide = [np.asarray(x, np.float64) for x in jax.tree.leaves(half)]
-    heads, images, texts = selection.EndpointHeads(*wide[:3]), *wide[3:]
+    *heads, images, texts = wide
     assert found.dtype == jnp.float32
     expected = losses_of(logits_of(heads, images, texts, np), np)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -222,12 +226,12 @@ def sketched(sketch, heads, images, texts, groups, *, parallel):
 
 def test_eight_devices(key, mesh):
     heads, *pairs = problem(7, 64)
-    pairs.append(np.arange(64, dtype=np.int32) % 3)
+    pairs = [*pairs, np.arange(64, dtype=np.int32) % 3]
     sketch = gradients.RademacherSketch(key, 8)
     alone = sketched(sketch, heads, *pairs, parallel=1)
     pairs = jax.device_put(pairs, NamedSharding(mesh, PartitionSpec("data")))
     compiled = sketched.lower(sketch, heads, *pairs, parallel=8).compile()
-    assert "all-gather" not in compiled.as_text(), "pairs were collected"
+    assert "all-gather" not in str(compiled.as_text()), "pairs were collected"
     spread = compiled(sketch, heads, *pairs)
     for rows in (spread[0].gradients, spread[1].utility):
         assert len(rows.sharding.device_set) == 8
@@ -263,7 +267,8 @@ def test_bad_input(key):
     with pytest.raises(ValueError, match="negatives to be boolean of shape"):
         selection.info_nce(heads, images, texts, negatives=np.ones((6, 5), bool))
     row, moment = np.ones(6, np.float32), np.eye(4, dtype=np.float32)
-    pool = selection.PairFeatures(images[:, :4], moment, moment, row, row, images, texts)
+    parts = images[:, :4], moment, moment, row, row, images, texts
+    pool = selection.PairFeatures(*map(jnp.asarray, parts))
     for name in ("alpha", "beta"):
         for value in (-0.1, 1.1):
             with pytest.raises(ValueError, match=rf"{name} in \[0, 1\], got {name}={value}"):
@@ -272,6 +277,6 @@ def test_bad_input(key):
         with pytest.raises(ValueError, match="damping > 0"):
             selection.chips(pool, pool, damping=damping)
     with pytest.raises(ValueError, match="sketched alike"):
-        selection.chips(pool, pool._replace(gradients=images))
+        selection.chips(pool, pool._replace(gradients=pool.images))
     with pytest.raises(ValueError, match=r"curvature \[k, k\]"):
         selection.newton_alignment(images, np.ones(3), np.eye(3), damping=1.0)

@@ -184,10 +184,10 @@ def _pair_features(
     shapes = jax.eval_shape(turn, 0)[1]
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     sums, rows = jax.lax.scan(step, start, jnp.arange(rounds))
-    moments = (jnp.sum(x, axis=0) / n for x in sums)
+    positive, negative = (jnp.sum(x, axis=0) / n for x in sums)
     join = lambda x: jnp.swapaxes(x, 0, 1).reshape((n, *x.shape[3:]))
     gradients, mismatch, margin, images, texts = (join(x) for x in rows)
-    return PairFeatures(gradients, *moments, mismatch, margin, images, texts)
+    return PairFeatures(gradients, positive, negative, mismatch, margin, images, texts)
 
 
 def _of_batch(
