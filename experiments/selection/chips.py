@@ -218,17 +218,9 @@ def run(config, key, data, loop):
 
     repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * len(runs["rates"])), tree)
     start = repeat(heads), repeat(second.init(heads)), k[3]
-    used = {name: made[name] for name in ("pool", "captions", "tests")}
-    _, history = loop(
-        step,
-        start,
-        config.steps,
-        every=config.every,
-        evaluate=evaluate,
-        data=used | runs,
-        name="adapt",
-    )
-
+    given = {name: made[name] for name in ("pool", "captions", "tests")} | runs
+    options = {"every": config.every, "evaluate": evaluate, "data": given, "name": "adapt"}
+    _, history = loop(step, start, config.steps, **options)
     return summarize(config, k[4], heads, made, scores, best, history)
 
 
@@ -311,8 +303,8 @@ def lead(others, text, reported, *verdicts, at_least=0.0, domain=0):
         )
         return (ours - np.max(theirs, axis=0)).min(1)
 
-    threshold = "least difference over 10, 20 and 30%"
-    return at_speeds(text, reported, measure, at_least, threshold, *verdicts)
+    least = "least difference over 10, 20 and 30%"
+    return at_speeds(text, reported, measure, at_least, least, *verdicts)
 
 
 OURS = "27.03, 28.20 and 29.96 on medical tasks"
