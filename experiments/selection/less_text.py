@@ -21,12 +21,12 @@ the same order; the rate is that of four which was best for random choices, on v
 (the lowest; at each a random 5% made the loss greater than before). FOLDER holds gsm8k, bbh,
 self_instruct, sst2, scan and tiny_shakespeare; the target there is SCAN's "jump" with other words.
 
-At `quick`, with letters, the loss on the target is 1.04 after a random 5% of the pool "own", 0.47
-after LESS's, 0.58 after the small model's choice, 0.33 after the whole pool; 0.17 after the nearest
-by words, since the target's source uses the target's words. In the pool "related" words do not tell
-(1.29; LESS 0.52, random 1.07), and tuning on the whole pool unlearns the target (3.24). With the
-public sets, of which only SCAN looks like SCAN, words, states and even lengths find it: "own" has
-1.75 (random), 1.29 (LESS), 1.24 (words), 1.26 (states); "related" 1.79, 1.66, 1.68, 1.67.
+At `quick`, with letters, the loss on the target is 0.85 before, 1.04 after a random 5% of the pool
+"own", 0.47 after LESS's, 0.58 after the small model's choice, 0.33 after the whole pool; 0.17 after
+the nearest by words, since the target's source uses the target's words. In the pool "related" words
+do not tell (1.29; LESS 0.52, random 1.07), and tuning on the whole pool unlearns the target (3.24).
+With the public sets, of which only SCAN looks like SCAN, words, states and even lengths find it:
+"own" has 1.75 (random), 1.29 (LESS), 1.24 (words), 1.26 (states); "related" 1.79, 1.66, 1.68, 1.67.
 
 "Released code" is the mean of cosines, and Adam's direction without bias correction and with eps
 inside the root. "Lengths of LESS" are random examples as long as those that LESS selects.
