@@ -255,9 +255,11 @@ def add_lora(
       >>> import jax
       >>> from flax import nnx
       >>> from gradkin import models
-      >>> decoder = models.Decoder(10, width=8, depth=1, num_heads=2, rngs=nnx.Rngs(0))
-      >>> adapted = models.add_lora(decoder, 2, rngs=nnx.Rngs(1))
-      >>> graph, lora, frozen = nnx.split(adapted, nnx.LoRAParam, ...)
+      >>> @jax.jit
+      ... def adapted():
+      ...     decoder = models.Decoder(10, width=8, depth=1, num_heads=2, rngs=nnx.Rngs(0))
+      ...     return nnx.split(models.add_lora(decoder, 2, rngs=nnx.Rngs(1)), nnx.LoRAParam, ...)
+      >>> graph, lora, frozen = adapted()
       >>> sum(x.size for x in jax.tree.leaves(lora))  # q, k, v and o: 8 x 2 and 2 x 8 each
       128
 
