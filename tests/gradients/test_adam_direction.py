@@ -1,5 +1,7 @@
 """Adam's next step read off its state: against optax, its formula, and what it does to a loss."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,14 +36,14 @@ def by_hand(g, moments, *, b1=0.9, b2=0.999, eps=1e-8, corrected=True, inside=Fa
     return m / np.sqrt(v + eps) if inside else m / (np.sqrt(v) + eps)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("steps", [0, 4])
 def test_is_the_step_of_optax(steps):
     with jax.enable_x64(True):
         params, g = drawn(0), drawn(99)
         optimizer = optax.chain(optax.clip_by_global_norm(1e3), optax.adam(RATE))
         state = after(optimizer, params, steps)
         with jax.numpy_dtype_promotion("standard"):
-            updates, _ = optimizer.update(g, state, params)
+            updates: Any = optimizer.update(g, state, params)[0]
         moments = gradients.adam_moments(state, params)
         assert int(moments.count) == steps
         found = gradients.adam_direction(g, moments)
@@ -125,10 +127,11 @@ def test_bad_input():
     moments = gradients.AdamMoments(params, params, 0)
     with pytest.raises(ValueError, match=r"moments.mu to have the shapes of gradient: at \['w'\]"):
         gradients.adam_direction({"w": jnp.ones(3), "b": jnp.ones(())}, moments)
-    for options, words in (
+    bad: list[tuple[Any, str]] = [
         ({"b1": 1.0}, r"Expected b1 in \[0, 1\), got b1=1.0"),
         ({"b2": -0.1}, r"Expected b2 in \[0, 1\)"),
         ({"eps": 0.0}, "Expected eps > 0"),
-    ):
+    ]
+    for options, words in bad:
         with pytest.raises(ValueError, match=words):
             gradients.adam_direction(params, moments, **options)

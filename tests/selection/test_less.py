@@ -1,6 +1,7 @@
 """LESS: warm-up, scores in the paper's and the released code's form, the store's route, a mesh."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gradkin import curvature, gradients, optim, selection, store
 
-RELEASED = {"bias_correction": False, "eps_inside_sqrt": True}
+RELEASED: Any = {"bias_correction": False, "eps_inside_sqrt": True}
 SCHEDULE = optax.linear_schedule(0.05, 0.01, 6)
 OPTIMIZER = optax.adam(SCHEDULE)
 SKETCH = gradients.RademacherSketch(jax.random.key(5), 64)
@@ -108,10 +109,11 @@ def test_warm_up_is_training_on_what_it_drew(task):
     np.testing.assert_allclose(checkpoints.learning_rates, 0.05 - 0.04 * np.arange(3) / 6, 1e-6)
     assert checkpoints.moments is not None
     few = jax.tree.map(lambda x: x[used], pool)
-    grad = jax.jit(jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, few))))
+    grad = jax.grad(lambda p: jnp.mean(jax.vmap(loss, (None, 0))(p, few)))
+    step = jax.jit(lambda p, state: optim.update(OPTIMIZER, grad(p), state, p))
     state = OPTIMIZER.init(params)
     for epoch in range(3):
-        params, state = optim.update(OPTIMIZER, grad(params), state, params)
+        params, state = step(params, state)
         kept = at(checkpoints, epoch)
         wanted = gradients.adam_moments(state, params)
         assert int(kept.moments.count) == int(wanted.count) == epoch + 1

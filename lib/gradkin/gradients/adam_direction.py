@@ -1,7 +1,7 @@
 """The step that Adam would take with one more gradient."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from gradkin import checks
-from gradkin.typing import Array, IntScalar, PyTree, Scalar
+from gradkin.typing import Array, ArrayLike, PyTree, Scalar
 
 
 class AdamMoments(NamedTuple):
@@ -23,7 +23,7 @@ class AdamMoments(NamedTuple):
 
     mu: PyTree
     nu: PyTree
-    count: IntScalar
+    count: Any
 
 
 class AdamOptions(NamedTuple):
@@ -151,7 +151,7 @@ def adam_options(
     return AdamOptions(b1, b2, eps, bool(bias_correction), bool(eps_inside_sqrt))
 
 
-def leaf_rule(count: IntScalar, options: AdamOptions) -> Callable[[Array, Array, Array], Array]:
+def leaf_rule(count: ArrayLike, options: AdamOptions) -> Callable[[Array, Array, Array], Array]:
     """``(g, mu, nu) -> Gamma`` of one parameter."""
     steps = jnp.asarray(count, float) + 1
 

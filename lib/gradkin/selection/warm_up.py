@@ -172,8 +172,9 @@ def _train_plain(
         return state, (params, moments)
 
     start = params, optimizer.init(params)
-    _, kept = jax.lax.scan(epoch, start, jax.random.split(for_order, epochs))
-    return Checkpoints(*kept, _mean_rates(schedule, rate, epochs, steps)), chosen
+    _, (trained, moments) = jax.lax.scan(epoch, start, jax.random.split(for_order, epochs))
+    rates = _mean_rates(schedule, rate, epochs, steps)
+    return Checkpoints(trained, moments, rates), chosen
 
 
 _train = jax.jit(
