@@ -37,6 +37,15 @@ def test_traced_values_pass():
     assert float(jax.jit(double)(-1.0)) == -2.0
 
 
+def test_integers_are_pythons_and_numpys_and_no_booleans():
+    for value in (2, np.int64(2), np.uint8(2)):
+        assert checks.is_integer(value)
+        assert checks.is_integer(value, least=2)
+        assert not checks.is_integer(value, least=3)
+    for value in (True, np.bool_(1), 2.0, np.float32(2), "2", None, jnp.ones((), int)):
+        assert not checks.is_integer(value)
+
+
 def test_one_of():
     checks.one_of(("sum", "mean"), reduction="mean")
     with pytest.raises(ValueError, match=r"reduction to be one of \('sum', 'mean'\).*'max'"):

@@ -1,7 +1,7 @@
 """Argument checks: one place, one voice, messages that name the argument."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ def non_negative(**values: Any) -> None:
             raise ValueError(f"Expected {name} >= 0, got {name}={value}.")
 
 
-def is_integer(value: Any, *, least: int | None = None) -> bool:
+def is_integer(value: Any, *, least: int | None = None) -> TypeGuard[int]:
     """Whether a value is an integer, Python's or NumPy's and no boolean, of at least ``least``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         return False

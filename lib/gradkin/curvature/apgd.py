@@ -118,7 +118,7 @@ def auto_pgd(
     checks.one_of(STEPS, step=step)
     checks.one_of(("random", "center"), start=start)
     for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-        if not isinstance(number, int) or number < 1:
+        if not checks.is_integer(number, least=1):
             raise ValueError(f"Expected {name} to be a positive integer, got {number!r}.")
     params = jax.tree.map(jnp.asarray, params)
     scale = filled(scale, params)

@@ -163,7 +163,7 @@ def count_outliers(
     if size < 2:
         raise ValueError(f"Expected at least 2 eigenvalues, got {size}.")
     if rule == "marchenko-pastur":
-        if not isinstance(num_samples, int) or num_samples < 1:
+        if not checks.is_integer(num_samples, least=1):
             raise ValueError(f"Expected num_samples to be a positive integer, got {num_samples!r}.")
         edge = jnp.mean(values) * (1 + math.sqrt(size / num_samples)) ** 2
         return jnp.sum(values > edge, dtype=np.int32)

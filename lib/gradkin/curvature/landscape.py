@@ -350,6 +350,6 @@ def _like(x: Any, w: Any) -> Array:
 def _points(batch_size: int | None, default: int) -> int:
     if batch_size is None:
         return max(default, 1)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not checks.is_integer(batch_size, least=1):
         raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
-    return batch_size
+    return int(batch_size)

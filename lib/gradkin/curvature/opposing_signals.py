@@ -72,7 +72,7 @@ def opposing_groups(change: Float[ArrayLike, " examples"], *, size: int) -> Oppo
     """
     checks.rank(1, change=change)
     change = jnp.asarray(change)
-    if not isinstance(size, int) or not 1 <= size <= len(change) // 2:
+    if not checks.is_integer(size, least=1) or size > len(change) // 2:
         raise ValueError(
             f"Expected size from 1 to {len(change) // 2}, half of the examples, got {size!r}."
         )

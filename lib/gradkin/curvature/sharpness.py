@@ -87,7 +87,7 @@ def average_sharpness(
     """
     check_ball(rho, 2)
     checks.one_of(("gaussian", "uniform"), noise=noise)
-    if not isinstance(num_samples, int) or num_samples < 2:
+    if not checks.is_integer(num_samples, least=2):
         raise ValueError(f"Expected num_samples >= 2, got {num_samples!r}.")
     _positive_int("samples_at_once", samples_at_once)
     leading(batch)
@@ -178,7 +178,7 @@ def worst_case_sharpness(
     _positive_int("groups_at_once", groups_at_once)
     number = leading(batch)
     size = number if group_size is None else group_size
-    if not isinstance(size, int) or size < 1 or number % size:
+    if not checks.is_integer(size, least=1) or number % size:
         raise ValueError(
             f"Expected group_size to divide the batch, got group_size={size} and B={number}."
         )
@@ -297,5 +297,5 @@ def _symmetric_uniform(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Arra
 
 
 def _positive_int(name: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
+    if not checks.is_integer(value, least=1):
         raise ValueError(f"Expected {name} to be a positive integer, got {value!r}.")

@@ -120,7 +120,7 @@ def straggler_layers(scores: Mapping[str, Any], num: int) -> dict[str, Array]:
       Abdollahpoorrostam (2024), "In Search of the Successful Interpolation: On the Role of
       Sharpness in CLIP Generalization", arXiv:2410.16476. :cite:`straggler-layer-sharpness`
     """
-    if not isinstance(num, int) or not 0 <= num <= len(scores):
+    if not checks.is_integer(num, least=0) or num > len(scores):
         raise ValueError(f"Expected num from 0 to {len(scores)}, the layers, got {num!r}.")
     for name, score in scores.items():
         if np.ndim(score) != 0:

@@ -142,9 +142,9 @@ def epsilon(
       :cite:`abadi:16`
       Mironov (2017), "Renyi Differential Privacy", CSF, arXiv:1702.07476. :cite:`mironov:17`
     """
-    if not isinstance(steps, int) or steps < 0:
+    if not checks.is_integer(steps, least=0):
         raise ValueError(f"Expected steps to be an integer >= 0, got steps={steps!r}.")
-    value = _spent(mechanism, steps, delta, accountant, FINE)
+    value = _spent(mechanism, int(steps), delta, accountant, FINE)
     if math.isinf(value) and mechanism.noise_multiplier > 0:
         raise ValueError(
             f"Expected batches that overflow with probability far below delta={delta}, got "

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkin import checks
 from gradkin.gradients.kronecker_sketch import most_square
 from gradkin.gradients.sketches import check, leaf_key, signs
 from gradkin.matrices import contraction, products
@@ -60,7 +61,7 @@ class CountSketch:
 
     def __post_init__(self) -> None:
         check(self)
-        if not isinstance(self.nonzeros, int) or self.nonzeros < 1:
+        if not checks.is_integer(self.nonzeros, least=1):
             raise ValueError(f"Expected nonzeros to be a positive integer, got {self.nonzeros!r}.")
 
     def of_leaf(self, leaf: LeafGradients) -> Array:
@@ -211,7 +212,7 @@ def convolved(
     entries = math.prod(leaf.shape)
     lengths = math.prod(sizes[x] for x in rows if x not in stack)
     lengths += math.prod(sizes[x] for x in columns)
-    by_factors = positions * (SCATTER * lengths + 5 * size * max(1, size.bit_length()))
+    by_factors = positions * (SCATTER * lengths + 5 * size * max(1, int(size).bit_length()))
     if by_factors >= entries * (positions + SCATTER):
         return None
     transformed = [

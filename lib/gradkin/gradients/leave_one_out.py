@@ -82,7 +82,7 @@ def leave_one_out(
       Training must not depend on chance beyond the weights (fix initialisation and the order of
       batches inside ``train_fn``), or the differences are those of chance.
     """
-    if not isinstance(num_examples, int) or num_examples < 2:
+    if not checks.is_integer(num_examples, least=2):
         raise ValueError(f"Expected num_examples >= 2, got {num_examples!r}.")
     weights = jnp.concatenate([jnp.ones((1, num_examples)), 1 - jnp.eye(num_examples)])
     results = retrain(train_fn, weights, batch_size=batch_size)

@@ -47,7 +47,7 @@ def sampled_gaussian_rdp(
     checks.positive(noise_multiplier=noise_multiplier)
     if not 0 < probability <= 1:
         raise ValueError(f"Expected 0 < probability <= 1, got probability={probability}.")
-    if not isinstance(order, int) or order < 2:
+    if not checks.is_integer(order, least=2):
         raise ValueError(f"Expected order to be an integer >= 2, got order={order!r}.")
     z = jnp.asarray(noise_multiplier, np.float32)
     if probability == 1:

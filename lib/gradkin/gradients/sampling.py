@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
+from gradkin import checks
 from gradkin.typing import Array, PRNGKey
 
 # Without a padded size of the user's own, at most this share of batches is cut.
@@ -200,5 +201,5 @@ Sampling = PoissonSampling | FixedSizeSampling | FullBatch
 
 def check_size(name: str, value: int) -> None:
     """Raise ValueError unless ``value`` is a positive integer."""
-    if not isinstance(value, int | np.integer) or value < 1:
+    if not checks.is_integer(value, least=1):
         raise ValueError(f"Expected {name} to be a positive integer, got {name}={value!r}.")

@@ -171,7 +171,7 @@ def project_rows(sketch: Any, rows: PyTree) -> Array:
 
 def check(sketch: Any) -> None:
     """Check what all sketches have."""
-    if not isinstance(sketch.size, int) or sketch.size < 1:
+    if not checks.is_integer(sketch.size, least=1):
         raise ValueError(f"Expected size to be a positive integer, got size={sketch.size!r}.")
     checks.one_of(("sum", "concat"), combine=sketch.combine)
 

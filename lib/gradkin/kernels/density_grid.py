@@ -128,7 +128,7 @@ def grid_density(
     n, dim = points.shape
     if dim > 3:
         raise ValueError(f"Expected at most 3 dimensions, got points.shape={points.shape}.")
-    sizes = (size,) * dim if isinstance(size, int) else tuple(size)
+    sizes = (size,) * dim if isinstance(size, int | np.integer) else tuple(size)
     if len(sizes) != dim or min(sizes) < 2:
         raise ValueError(f"Expected size >= 2 in each of {dim} dimensions, got {size=}.")
     kernel.check((dim,))

@@ -225,7 +225,7 @@ class Polynomial:
         )
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if not isinstance(self.degree, int) or self.degree < 1:
+        if not checks.is_integer(self.degree, least=1):
             raise ValueError(f"Expected degree to be an integer >= 1, got degree={self.degree}.")
 
 

@@ -217,9 +217,9 @@ def private_l1_distances(
             raise ValueError(f"Expected finite lower < upper, got lower={lower}, upper={upper}.")
     lower, upper = (_ends(v, name, rows.x) for v, name in ((lower, "lower"), (upper, "upper")))
     check_budget(budget)
-    if not isinstance(levels, int) or not 1 <= levels <= 26:
+    if not checks.is_integer(levels, least=1) or levels > 26:
         raise ValueError(f"Expected levels to be an integer from 1 to 26, got levels={levels!r}.")
-    rows = private_rows.within_box(rows, lower, upper, outside)
+    levels, rows = int(levels), private_rows.within_box(rows, lower, upper, outside)
     moved = width * levels
     # A row that is replaced leaves up to one node per level and coordinate, and enters another.
     scale = budget.scale(Sensitivity(moved, math.sqrt(moved), math.sqrt(2 * moved)))

@@ -278,7 +278,7 @@ def _release(
             f"got {type(kernel).__name__}."
         )
     num_terms = len(terms.weights)
-    if not isinstance(size, int) or size < num_terms:
+    if not checks.is_integer(size, least=num_terms):
         raise ValueError(f"Expected size to be an integer >= {num_terms}, got size={size!r}.")
     width, dtype = rows.x.shape[1], rows.x.dtype
     kernel.check((width,))
@@ -291,7 +291,7 @@ def _release(
                 "Expected no projection_size for Laplacian, a kernel of the l1 distance: a "
                 f"Gaussian map keeps l2 distances; got projection_size={projection_size}."
             )
-        if not isinstance(projection_size, int) or projection_size < 1:
+        if not checks.is_integer(projection_size, least=1):
             raise ValueError(
                 f"Expected projection_size to be an integer >= 1, got {projection_size!r}."
             )

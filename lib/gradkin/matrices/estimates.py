@@ -64,7 +64,7 @@ def trace(key: PRNGKey, A: Any, *, num_matvecs: int = 64, method: str = "hutchin
     """
     checks.one_of(("hutchinson", "xtrace"), method=method)
     symmetric(A)
-    _at_least(2, num_matvecs)
+    num_matvecs = _at_least(2, num_matvecs)
     if method == "xtrace" and (num_matvecs % 2 or num_matvecs < 4):
         raise ValueError(
             f"Expected num_matvecs to be even and at least 4 for xtrace, got {num_matvecs}."
@@ -120,7 +120,7 @@ def diagonal(key: PRNGKey, A: Any, *, num_matvecs: int = 64) -> Estimate:
       :cite:`bekas:07`
     """
     symmetric(A)
-    _at_least(2, num_matvecs)
+    num_matvecs = _at_least(2, num_matvecs)
     return _diagonal(key, A, num_matvecs=num_matvecs)
 
 
@@ -158,7 +158,7 @@ def frobenius_norm(key: PRNGKey, A: Any, *, num_matvecs: int = 64) -> Estimate:
       5.0
     """
     symmetric(A)
-    _at_least(2, num_matvecs)
+    num_matvecs = _at_least(2, num_matvecs)
     return _frobenius_norm(key, A, num_matvecs=num_matvecs)
 
 
@@ -202,6 +202,7 @@ def _monte_carlo(key: PRNGKey, A: Any, integrand: Callable[..., Any], num: int) 
         return Estimate(mean, jnp.sqrt(squares / (num * (num - 1))))
 
 
-def _at_least(least: int, num_matvecs: int) -> None:
-    if not isinstance(num_matvecs, int) or num_matvecs < least:
+def _at_least(least: int, num_matvecs: int) -> int:
+    if not checks.is_integer(num_matvecs, least=least):
         raise ValueError(f"Expected num_matvecs >= {least}, got {num_matvecs!r}.")
+    return int(num_matvecs)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gradkin import checks
 from gradkin.matrices import recording
 from gradkin.matrices.curvature import CurvatureMatrix
 from gradkin.matrices.gauss_newton import GaussNewton
@@ -126,7 +127,7 @@ def fisher(
 
     def transformed(key: PRNGKey, params: PyTree, inputs: PyTree) -> CurvatureMatrix:
         check_batch_size(batch_size)
-        if not isinstance(num_samples, int) or num_samples < 1:
+        if not checks.is_integer(num_samples, least=1):
             raise ValueError(f"Expected num_samples >= 1, got {num_samples!r}.")
         if not isinstance(distribution, OutputLoss) or distribution.sample is None:
             raise TypeError(

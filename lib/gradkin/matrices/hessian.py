@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gradkin import checks
 from gradkin.matrices import contraction, recording
 from gradkin.matrices.arguments import path_name
 from gradkin.matrices.curvature import CurvatureMatrix
@@ -104,7 +105,7 @@ def shapes(params: PyTree) -> PyTree:
 
 def check_batch_size(batch_size: int | None) -> None:
     """Raise ValueError unless ``batch_size`` is None or a positive integer."""
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and not checks.is_integer(batch_size, least=1):
         raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
 
 

@@ -115,10 +115,10 @@ def top_eigenpairs(
     """
     checks.one_of(("largest", "smallest", "magnitude"), which=which)
     size = _size(A)
-    if not isinstance(k, int) or not 1 <= k <= size:
+    if not checks.is_integer(k, least=1) or k > size:
         raise ValueError(f"Expected k from 1 to {size}, the matrix's size, got {k!r}.")
     num_matvecs = _depth(num_matvecs, max(50, 2 * k), size, least=k)
-    return _top_eigenpairs(key, A, k=k, num_matvecs=num_matvecs, which=which)
+    return _top_eigenpairs(key, A, k=int(k), num_matvecs=num_matvecs, which=which)
 
 
 @functools.partial(_verb, static_argnames=("k", "num_matvecs", "which"))
@@ -199,16 +199,16 @@ def spectral_density(
       :cite:`ubaru:17`
     """
     num_matvecs = _depth(num_matvecs, 64, _size(A), least=1)
-    if not isinstance(num_probes, int) or num_probes < 2:
+    if not checks.is_integer(num_probes, least=2):
         raise ValueError(f"Expected num_probes >= 2, got {num_probes!r}.")
-    if isinstance(grid, int):
+    if isinstance(grid, int | np.integer):
         if grid < 2:
             raise ValueError(f"Expected at least 2 grid points, got grid={grid}.")
     else:
         checks.rank(1, grid=grid)
     if width is not None:
         checks.positive(width=width)
-    points, given = (grid, None) if isinstance(grid, int) else (0, grid)
+    points, given = (int(grid), None) if isinstance(grid, int | np.integer) else (0, grid)
     return _spectral_density(
         key, A, given, width, num_matvecs=num_matvecs, num_probes=num_probes, points=points
     )
@@ -283,7 +283,7 @@ def log_determinant(
       :cite:`ubaru:17`
     """
     num_matvecs = _depth(num_matvecs, 64, _size(A), least=1)
-    if not isinstance(num_probes, int) or num_probes < 2:
+    if not checks.is_integer(num_probes, least=2):
         raise ValueError(f"Expected num_probes >= 2, got {num_probes!r}.")
     return _log_determinant(key, A, damping, num_matvecs=num_matvecs, num_probes=num_probes)
 
@@ -367,8 +367,8 @@ def _size(A: Any) -> int:
 def _depth(num_matvecs: int | None, default: int, size: int, *, least: int) -> int:
     if num_matvecs is None:
         return min(default, size)
-    if not isinstance(num_matvecs, int) or not least <= num_matvecs <= size:
+    if not checks.is_integer(num_matvecs, least=least) or num_matvecs > size:
         raise ValueError(
             f"Expected num_matvecs from {least} to {size}, the matrix's size, got {num_matvecs!r}."
         )
-    return num_matvecs
+    return int(num_matvecs)

@@ -154,7 +154,7 @@ def _check_options(
     checks.one_of(("auto", "factors", "dense"), route=route)
     if not callable(fun):
         raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    if batch_size is not None and not checks.is_integer(batch_size, least=1):
         raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
     if check and batch_size is not None:
         raise ValueError("Expected check=False with batch_size: check a recorded batch instead.")
