@@ -1,7 +1,6 @@
 """Run a program as two processes of one `jax.distributed` job, and take what both print."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -47,7 +46,6 @@ def results(program: str) -> list[list]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-c", textwrap.dedent(START) + textwrap.dedent(program), address]
     running = [
         subprocess.Popen(
@@ -55,7 +53,6 @@ def results(program: str) -> list[list]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
         )
         for rank in range(2)
     ]
