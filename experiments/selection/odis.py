@@ -100,17 +100,19 @@ def selected(drawn, scores, budget, predicted=None):
     along = selection.project_scores(axes, scores)
     means = jnp.mean((scores - axes.mean[None]) / axes.scale[None], axis=1)
     single = jnp.concatenate([drawn[None], means[None], scores.T])
-    several = jnp.stack([scores, along] + ([] if predicted is None else [predicted]))
-    best = lambda fill: jax.vmap(lambda t: selection.select_by_axes(t, budget, fill=fill))
-    by_number = [best(True)(several[:, :, :q]).chosen for q in AXES]
+    # Copies of an axis change nothing: one program does for every number of axes.
+    padded = lambda t, q: t[:, np.array([*range(q), *[0] * (SCORES - q)])]
+    several = [padded(t, q) for t in (scores, along) for q in AXES]
+    several = jnp.stack(several + ([] if predicted is None else [predicted]))
+    best = jax.vmap(lambda t: selection.select_by_axes(t, budget).chosen)(several)
     both_ends = selection.select_by_axes(along, budget, both_ends=range(1, SCORES)).chosen
-    chosen = [*(found[kind] for kind in (0, 1) for found in by_number), both_ends]
-    chosen = jnp.stack(chosen + list(by_number[-1][2:]))
-    rows = jax.vmap(lambda mask: jnp.nonzero(mask, size=budget)[0])(chosen)
+    chosen = jnp.concatenate([best[:6], both_ends[None], best[6:]])
+    rows = jnp.argsort(~chosen, axis=1, stable=True)[:, :budget]
     rows = jnp.concatenate([jax.lax.top_k(single, budget)[1], rows.astype(np.int32)])
 
     def overlap(q):
-        sets = best(False)(several[:2, :, :q]).sets
+        equal = lambda t: selection.select_by_axes(t[:, :q], budget, fill=False).sets
+        sets = jax.vmap(equal)(jnp.stack([scores, along]))
         pairs = jax.vmap(selection.overlap_matrix)(sets)[:, *np.triu_indices(q, 1)]
         return jnp.mean(pairs, axis=1)
 
