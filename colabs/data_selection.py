@@ -92,16 +92,15 @@ optimizer = optax.adam(3e-3)
 
 
 def init(key, widths=(64, 32, 10)):
-    keys = jax.random.split(key, len(widths) - 1)
-    return {
-        f"layer{i}": {"w": jax.random.normal(k, (m, n)) * (2 / m) ** 0.5, "b": jnp.zeros(n)}
-        for i, (k, m, n) in enumerate(zip(keys, widths[:-1], widths[1:], strict=True))
-    }
+    return [
+        jax.random.normal(k, (m, n)) * (1 / m) ** 0.5
+        for k, m, n in zip(jax.random.split(key), widths[:-1], widths[1:], strict=True)
+    ]
 
 
 def predict(params, x):
-    hidden = jnp.tanh(x @ params["layer0"]["w"] + params["layer0"]["b"])
-    return hidden @ params["layer1"]["w"] + params["layer1"]["b"]
+    first, last = params
+    return jnp.tanh(x @ first) @ last
 
 
 def loss(params, example):
@@ -113,8 +112,9 @@ def mean_loss(params, batch):
     return jnp.mean(jax.vmap(loss, (None, 0))(params, batch))
 
 
-def error(params, batch=held_out):
-    return jnp.mean(jax.vmap(predict, (None, 0))(params, batch[0]).argmax(1) != batch[1])
+@jax.jit
+def error(params):
+    return jnp.mean(jax.vmap(predict, (None, 0))(params, held_out[0]).argmax(1) != held_out[1])
 
 
 def weights_of(rows):
@@ -144,10 +144,10 @@ print(f"error on the target after training on the whole pool: {error(model):.3f}
 # %% [markdown]
 # ## Gradients as features
 #
-# `G` has a row of 2,410 numbers for every example, not written down. A sketch projects each to `k`
-# numbers and keeps inner products, on average; the error falls as $1 / \sqrt{k}$, whatever the
-# number of parameters. Sketches differ in what they cost, and the one that never forms a gradient
-# (Kronecker) pays with variance.
+# `G` has a row of thousands of numbers for every example, not written down. A sketch projects each
+# to `k` numbers and keeps inner products, on average; the error falls as $1 / \sqrt{k}$, whatever
+# the number of parameters. Sketches differ in what they cost, and the one that never forms a
+# gradient (Kronecker) pays with variance.
 
 # %%
 some = take(pool, slice(0, 200))
@@ -226,8 +226,8 @@ for row, i, *lists in zip(axes, hardest, *(end.indices for end in ends), strict=
     for axis, j in zip(row[1:], np.concatenate(lists), strict=True):
         color = "C3" if domain[j] == 3 else "black"
         show(axis, pictures[j], f"'{pool[1][j]}' {names[domain[j]]}", color)
-axes[0, 3].set_title("the same way\n\n" + axes[0, 3].get_title(), fontsize=8)
-axes[0, 7].set_title("the other way\n\n" + axes[0, 7].get_title(), fontsize=8)
+axes[0, 3].set_title("the same way\n\n" + axes[0, 3].get_title(), fontsize=7)
+axes[0, 7].set_title("the other way\n\n" + axes[0, 7].get_title(), fontsize=7)
 plt.show()
 
 # %% [markdown]
@@ -429,9 +429,8 @@ for name, picked in chosen.items():
 # %%
 chosen["whole pool"] = jnp.arange(N)
 seeds = jax.random.split(jax.random.key(9), 5)
-outcomes = jax.jit(jax.vmap(lambda key, w: error(fit(key, w)), (0, None)))
-errors = jax.lax.map(
-    lambda w: outcomes(seeds, w), jnp.stack([weights_of(rows) for rows in chosen.values()])
+errors = np.array(
+    [[error(fit(key, weights_of(rows))) for key in seeds] for rows in chosen.values()]
 )
 fig, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for place, (name, values) in enumerate(zip(chosen, errors, strict=True)):
