@@ -103,3 +103,19 @@ def test_bad_input(key):
         selection.expected_mixture(values, domain + 2, 2)
     with pytest.raises(ValueError, match=r"domain of shape \(10,\)"):
         selection.expected_mixture(values, domain[1:], 2)
+
+
+def test_what_cannot_be_counted_is_marked(key):
+    values = jnp.array([jnp.nan, 3e9, -1.0, 2.0])
+    assert jax.jit(selection.draw_copies)(key, values).tolist() == [-1, -1, -1, 2]
+    with pytest.raises(ValueError, match="Expected values below 2147483647"):
+        selection.draw_copies(key, jnp.array([3e9]))
+    assert selection.draw_copies(key, np.array([2, 0])).tolist() == [2, 0]
+    rare = jnp.full(20_000, 0.001, jnp.bfloat16)
+    assert 5 <= int(selection.draw_copies(key, rare).sum()) <= 40  # of 20 on average
+
+
+def test_nothing_wanted():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        selection.expected_mixture(jnp.zeros(2), jnp.arange(2), 2)
+    assert np.all(np.isnan(mixture_of(jnp.zeros(2), jnp.arange(2), 2)))

@@ -253,3 +253,27 @@ def test_bad_input(key):
         selection.sample_mix_params(key, 3, 2, prior="narrow")
     with pytest.raises(ValueError, match="num_scores > 0"):
         selection.sample_mix_params(key, 3, 0)
+
+
+def test_integers_count_as_floats():
+    judged = np.array([[1, 5], [9, 5], [2, 4], [2, 3]], np.int32)
+    domain, alpha = np.array([0, 0, 1, 1]), np.array([[1, 1], [2, 0]])
+    for norm in ("quantile", "zscore", "none"):
+        np.testing.assert_array_equal(
+            selection.merge_quality(judged, domain, alpha, norm=norm),
+            selection.merge_quality(
+                judged.astype(np.float32), domain, alpha.astype(np.float32), norm=norm
+            ),
+        )
+    ranks = selection.domain_rank(judged[:, 0].astype(np.uint8), domain)
+    np.testing.assert_array_equal(ranks, [1, 0.5, 1, 1])
+    found = selection.mixture_params(np.array([1, 3]), np.array([2, 4]), num_scores=2)
+    assert found.alpha.tolist() == [[0.5, 0.5]] * 2
+    assert found.eps.tolist() == [0.5, 0.75]
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e30])
+def test_scores_of_any_unit(unit):
+    scores = np.float32(unit) * np.array([[0.0], [1.0], [2.0]], np.float32)
+    found = normalize(scores, norm="zscore")[:, 0]
+    np.testing.assert_allclose(found, [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-5, atol=1e-6)

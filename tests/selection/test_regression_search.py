@@ -99,3 +99,25 @@ def test_bad_input():
         search({"a": tried["a"], "b": tried["b"][1:]}, losses, many)
     with pytest.raises(ValueError, match=r"held_out\[1\] of shape"):
         search(tried, losses, many, held_out=(many, losses))
+
+
+def test_few_runs_still_tell_candidates_apart():
+    tried = jnp.linspace(0, 1, 30)
+    many = jnp.linspace(0, 1, 200)
+    found = selection.regression_search(tried, (tried - 0.7) ** 2, many)
+    assert abs(float(found.params) - 0.7) < 0.15
+    assert len(np.unique(found.predicted)) > 3
+
+
+def test_a_prediction_for_each_candidate():
+    class Column:
+        def fit(self, x, y):
+            pass
+
+        def predict(self, x):
+            return x
+
+    with pytest.raises(ValueError, match=r"regressor.predict to give shape \(4,\), got \(4, 1\)"):
+        selection.regression_search(
+            jnp.arange(3.0), jnp.zeros(3), jnp.arange(4.0), top=1, regressor=Column()
+        )

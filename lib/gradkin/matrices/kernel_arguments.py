@@ -17,6 +17,12 @@ from gradkin.typing import Array
 CHECKED_SIZE = 2**20
 
 
+def floats(x: Any) -> Array:
+    """Numbers as an array of floats: integers and booleans in the default type."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+
+
 def as_points(x: Any, name: str) -> Array:
     """Points as an array of floats with at least one point."""
     x = jnp.asarray(x)
@@ -24,7 +30,7 @@ def as_points(x: Any, name: str) -> Array:
         raise ValueError(f"Expected {name} to hold at least one point, got {name}.shape={x.shape}.")
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"Expected {name} to hold real numbers, got {x.dtype}.")
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
+    return floats(x)
 
 
 def operand(vectors: Any, size: int, name: str, *, axis: int) -> Array:
@@ -35,7 +41,7 @@ def operand(vectors: Any, size: int, name: str, *, axis: int) -> Array:
     if vectors.ndim not in (1, 2) or vectors.shape[axis] != size:
         shape = f"({size}, c)" if axis == 0 else f"(c, {size})"
         raise ValueError(f"Expected {name} to be ({size},) or {shape}, got {vectors.shape}.")
-    return vectors if jnp.issubdtype(vectors.dtype, jnp.floating) else vectors.astype(float)
+    return floats(vectors)
 
 
 def factors(weights: Any, size: int) -> Array:
@@ -43,7 +49,7 @@ def factors(weights: Any, size: int) -> Array:
     weights = jnp.asarray(weights)
     if weights.shape != (size,):
         raise ValueError(f"Expected weights to have shape ({size},), got {weights.shape}.")
-    return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)
+    return floats(weights)
 
 
 def probabilities(weights: Any, size: int, *, mask: Any = None, name: str = "weights") -> Array:

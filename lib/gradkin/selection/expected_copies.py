@@ -7,11 +7,15 @@ from jax.core import Tracer
 from jaxtyping import Float, Int, Num
 
 from gradkin import checks
+from gradkin.matrices.kernel_arguments import floats
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
+
+# Copies that int32 can count.
+MOST = 2**31 - 1
 
 
 def scale_to_budget(
-    values: Float[ArrayLike, " d"],
+    values: Num[ArrayLike, " d"],
     budget: Scalar,
     *,
     tokens: Num[ArrayLike, " d"] | None = None,
@@ -48,12 +52,10 @@ def scale_to_budget(
       >>> selection.scale_to_budget(values, 1.75, max_copies=1.0).tolist()
       [1.0, 0.75, 0.0]
     """
-    values = jnp.asarray(values)
+    values = floats(values)
     lengths = _lengths(values, tokens)
-    checks.non_negative(values=values)
+    _check_wanted(values)
     checks.positive(budget=budget)
-    if checks.is_concrete(values) and not np.any(np.asarray(values) > 0):
-        raise ValueError("Expected values of which one is positive, got none: nothing to draw.")
     weights = values * lengths
     if max_copies is None:
         return values * (budget / jnp.sum(weights))
@@ -84,7 +86,7 @@ def scale_to_budget(
     return jnp.where(budget <= available + slack, found, jnp.nan)
 
 
-def draw_copies(key: PRNGKey, values: Float[ArrayLike, " d"]) -> Int[Array, " d"]:
+def draw_copies(key: PRNGKey, values: Num[ArrayLike, " d"]) -> Int[Array, " d"]:
     """Whole numbers of copies that are right on average: one more with the probability left.
 
     Args:
@@ -92,10 +94,11 @@ def draw_copies(key: PRNGKey, values: Float[ArrayLike, " d"]) -> Int[Array, " d"
       values: ``[D]`` >= 0, expected copies ``S``.
 
     Returns:
-      ``[D]`` int32: ``floor(S)``, plus one with probability ``S - floor(S)``.
+      ``[D]`` int32: ``floor(S)``, plus one with probability ``S - floor(S)``. Inside `jit`, -1
+      where a value is NaN (as from `scale_to_budget`), negative, or too large for int32.
 
     Raises:
-      ValueError: a negative value.
+      ValueError: a value that is none of 0, ..., 2^31 - 2, where it can be read.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -104,14 +107,19 @@ def draw_copies(key: PRNGKey, values: Float[ArrayLike, " d"]) -> Int[Array, " d"
       [0, 3]
     """
     checks.non_negative(values=values)
-    values = jnp.asarray(values)
+    values = floats(values)
+    values = values.astype(np.promote_types(values.dtype, np.float32))
+    countable = (values >= 0) & (values < MOST)
+    if checks.is_concrete(countable) and not np.all(countable):
+        raise ValueError(f"Expected values below {MOST}, got up to {np.max(np.asarray(values))}.")
+    values = jnp.where(countable, values, 0)
     whole = jnp.floor(values)
     more = jax.random.uniform(key, values.shape, values.dtype) < values - whole
-    return whole.astype(np.int32) + more.astype(np.int32)
+    return jnp.where(countable, whole.astype(np.int32) + more.astype(np.int32), -1)
 
 
 def expected_mixture(
-    values: Float[ArrayLike, " d"],
+    values: Num[ArrayLike, " d"],
     domain: Int[ArrayLike, " d"],
     num_domains: int,
     *,
@@ -126,12 +134,12 @@ def expected_mixture(
       tokens: ``[D]`` > 0, lengths; None counts documents.
 
     Returns:
-      ``[M]`` with sum 1. The effective number of domains is the exponential of its
-      `gradkin.kernels.renyi_entropy`.
+      ``[M]`` with sum 1; inside `jit`, NaN where nothing is wanted. The effective number of domains
+      is the exponential of its `gradkin.kernels.renyi_entropy`.
 
     Raises:
-      ValueError: shapes that differ, a negative value, or, where it can be read, a domain outside
-        its range.
+      ValueError: shapes that differ, a negative value, or, where they can be read, a domain outside
+        its range or values that are all zero.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,13 +148,20 @@ def expected_mixture(
       >>> selection.expected_mixture(values, domain, 2).tolist()
       [0.5, 0.5]
     """
-    values, domain = jnp.asarray(values), jnp.asarray(domain)
-    checks.non_negative(values=values)
+    values, domain = floats(values), jnp.asarray(domain)
+    _check_wanted(values)
     if domain.shape != values.shape:
         raise ValueError(f"Expected domain of shape {values.shape}, got {domain.shape}.")
     checks.below(num_domains, domain=domain)
     drawn = jax.ops.segment_sum(values * _lengths(values, tokens), domain, num_domains)
     return drawn / jnp.sum(drawn)
+
+
+def _check_wanted(values: Array) -> None:
+    """Raise ValueError for a negative value or none that is positive."""
+    checks.non_negative(values=values)
+    if checks.is_concrete(values) and not np.any(np.asarray(values) > 0):
+        raise ValueError("Expected values of which one is positive, got none: nothing to draw.")
 
 
 def _lengths(values: Array, tokens: ArrayLike | None) -> Array:

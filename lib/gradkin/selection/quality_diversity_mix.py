@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 from gradkin import checks
+from gradkin.matrices.kernel_arguments import floats
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 NORMS = ("quantile", "zscore", "minmax", "none")
@@ -103,7 +104,7 @@ def sample_mix_params(
 
 
 def mixture_params(
-    weights: Float[ArrayLike, " m"], sizes: Float[ArrayLike, " m"], *, num_scores: int = 1
+    weights: Num[ArrayLike, " m"], sizes: Num[ArrayLike, " m"], *, num_scores: int = 1
 ) -> MixParams:
     """Domain weights without regard to quality, as RegMix has them, as parameters of QuaDMix.
 
@@ -132,18 +133,18 @@ def mixture_params(
     """
     checks.non_negative(weights=weights)
     checks.positive(sizes=sizes)
-    weights, sizes = jnp.asarray(weights), jnp.asarray(sizes)
+    weights, sizes = floats(weights), floats(sizes)
     if weights.shape != sizes.shape:
         raise ValueError(
             f"Expected weights and sizes of one length, got {weights.shape} and {sizes.shape}."
         )
     zero = jnp.zeros_like(weights)
     alpha = jnp.full((len(weights), num_scores), 1 / num_scores, weights.dtype)
-    return MixParams(alpha, zero, zero + NONE_ABOVE, zero, weights / sizes)
+    return MixParams(alpha, zero, zero + NONE_ABOVE, zero, weights / sizes.astype(weights.dtype))
 
 
 def quality_filter_params(
-    shares: Float[ArrayLike, " m"], *, alpha: Float[ArrayLike, "m n"] | None = None
+    shares: Num[ArrayLike, " m"], *, alpha: Num[ArrayLike, "m n"] | None = None
 ) -> MixParams:
     """A threshold of quality in each domain, as parameters of QuaDMix: the best are drawn once.
 
@@ -165,21 +166,21 @@ def quality_filter_params(
       >>> selection.sampling_value(rank, domain, params).tolist()
       [1.0, 1.0, 0.0, 0.0]
     """
-    shares = jnp.asarray(shares)
+    shares = floats(shares)
     zero = jnp.zeros_like(shares)
-    weights = jnp.ones((len(shares), 1), shares.dtype) if alpha is None else jnp.asarray(alpha)
+    weights = jnp.ones((len(shares), 1), shares.dtype) if alpha is None else floats(alpha)
     params = MixParams(weights, zero, shares, zero, zero)
     _check_params(params)
     return params
 
 
 def normalize_scores(
-    scores: Float[ArrayLike, "d n"], *, norm: str = "quantile"
+    scores: Num[ArrayLike, "d n"], *, norm: str = "quantile"
 ) -> Float[Array, "d n"]:
     """Bring quality scores of different criteria to one scale.
 
     Args:
-      scores: ``[D, N]``.
+      scores: ``[D, N]``; integers count as floats.
       norm: "quantile", the share of documents with a smaller score and half of those with the same;
         "zscore", mean 0 and variance 1; "minmax", 0 to 1; or "none".
 
@@ -198,7 +199,7 @@ def normalize_scores(
       [0.125, 0.875, 0.5, 0.5]
     """
     checks.one_of(NORMS, norm=norm)
-    scores = jnp.asarray(scores)
+    scores = floats(scores)
     checks.rank(2, scores=scores)
     if not len(scores):
         raise ValueError(f"Expected at least one document, got scores.shape={scores.shape}.")
@@ -209,17 +210,19 @@ def normalize_scores(
     if norm == "quantile":
         return jax.vmap(_quantiles, in_axes=1, out_axes=1)(scores)
     low, spread = jnp.min(scores, axis=0), jnp.ptp(scores, axis=0)
-    zero, scale = low, spread
+    varies = spread > 0  # of equal numbers a mean may round to another one
+    # By the spread first: squares of very small or large deviations leave the range of floats.
+    zero = jnp.mean(scores, axis=0) if norm == "zscore" else low
+    found = (scores - zero[None]) / jnp.where(varies, spread, 1)[None]
     if norm == "zscore":
-        zero, scale = jnp.mean(scores, axis=0), jnp.std(scores, axis=0)
-    varies = (spread > 0)[None]  # of equal numbers a mean may round to another one
-    return jnp.where(varies, (scores - zero[None]) / jnp.where(varies, scale[None], 1), 0)
+        found = found / jnp.where(varies, jnp.std(found, axis=0), 1)[None]
+    return jnp.where(varies[None], found, 0)
 
 
 def merge_quality(
-    scores: Float[ArrayLike, "d n"],
+    scores: Num[ArrayLike, "d n"],
     domain: Int[ArrayLike, " d"],
-    alpha: Float[ArrayLike, "m n"],
+    alpha: Num[ArrayLike, "m n"],
     *,
     norm: str = "quantile",
 ) -> Float[Array, " d"]:
@@ -254,7 +257,7 @@ def merge_quality(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (1). :cite:`quadmix`
     """
-    alpha, domain = jnp.asarray(alpha), jnp.asarray(domain)
+    alpha, domain = floats(alpha), jnp.asarray(domain)
     _check_alpha(alpha)
     _check_domain(domain, len(alpha))
     scores = normalize_scores(scores, norm=norm)
@@ -263,11 +266,11 @@ def merge_quality(
             f"Expected scores of shape {(len(domain), alpha.shape[1])}, one row per document and "
             f"one column per criterion, got scores.shape={scores.shape}."
         )
-    return jnp.sum(scores * alpha[domain], axis=1)
+    return jnp.sum(scores * alpha[domain].astype(scores.dtype), axis=1)
 
 
 def domain_rank(
-    quality: Float[ArrayLike, " d"],
+    quality: Num[ArrayLike, " d"],
     domain: Int[ArrayLike, " d"],
     *,
     tokens: ArrayLike | None = None,
@@ -307,7 +310,7 @@ def domain_rank(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (2). :cite:`quadmix`
     """
-    quality, domain = jnp.asarray(quality), jnp.asarray(domain)
+    quality, domain = floats(quality), jnp.asarray(domain)
     lengths = None if tokens is None else jnp.asarray(tokens)
     checks.rank(1, quality=quality)
     size = len(quality)
@@ -374,7 +377,7 @@ def sampling_value(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (3). :cite:`quadmix`
     """
-    rank, domain = jnp.asarray(rank), jnp.asarray(domain)
+    rank, domain = floats(rank), jnp.asarray(domain)
     if rank.shape != domain.shape:
         raise ValueError(
             f"Expected rank and domain of one shape, got {rank.shape} and {domain.shape}."
@@ -409,6 +412,8 @@ def _check_domain(domain: Array, num_domains: int) -> None:
     checks.rank(1, domain=domain)
     if not len(domain):
         raise ValueError("Expected at least one document, got none.")
+    if not jnp.issubdtype(domain.dtype, jnp.integer):
+        raise TypeError(f"Expected domain to be integers, got {domain.dtype}.")
     checks.below(num_domains, domain=domain)
 
 

@@ -51,7 +51,8 @@ def regression_search(
       top: how many of the best candidates are averaged; the set of parameters should be convex.
       regressor: an object with ``fit(x [n, k], y [n])`` and ``predict(x) -> [m]``, for instance
         ``lightgbm.LGBMRegressor()`` as in the paper; None takes scikit-learn's
-        `HistGradientBoostingRegressor`. It runs on the host, out of compiled code too.
+        `HistGradientBoostingRegressor`, with leaves of a fifth of the runs where these are fewer
+        than a hundred. It runs on the host, out of compiled code too.
       held_out: ``(params, losses)`` of runs to which it is not fitted, which tell how far to trust
         it.
 
@@ -59,8 +60,9 @@ def regression_search(
       `RegressionSearch`.
 
     Raises:
-      ValueError: trees that differ, numbers of rows that differ, ``top`` outside 1, ..., m, or,
-        where they can be read, losses that are not finite.
+      ValueError: trees that differ, numbers of rows that differ, ``top`` outside 1, ..., m, what
+        is predicted not one number for each candidate, or, where they can be read, losses that
+        are not finite.
       ImportError: without a regressor and scikit-learn (``pip install 'gradkin[data]'``).
 
     Example:
@@ -125,9 +127,16 @@ def _fit_and_predict(regressor: Any, features: Any, losses: Any, queries: Any) -
                 "regression_search without a regressor needs scikit-learn: "
                 "pip install 'gradkin[data]'."
             ) from error
-        regressor = HistGradientBoostingRegressor(random_state=0)
+        # Its leaves of twenty would not split fewer than forty runs: all predictions are one.
+        leaf = min(20, max(1, len(x) // 5))
+        regressor = HistGradientBoostingRegressor(min_samples_leaf=leaf, random_state=0)
     regressor.fit(x, y)
-    return np.asarray(regressor.predict(z)).astype(x.dtype)
+    predicted = np.asarray(regressor.predict(z))
+    if predicted.shape != (len(z),):
+        raise ValueError(
+            f"Expected regressor.predict to give shape ({len(z)},), got {predicted.shape}."
+        )
+    return predicted.astype(x.dtype)
 
 
 def _features(tree: PyTree, name: str) -> Array:
