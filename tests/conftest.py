@@ -38,6 +38,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # From here on every call of the library checks its jaxtyping annotations.
 jaxtyping.install_import_hook("gradkin", "beartype.beartype")
 
+# Tracing makes many objects that live on: looking for cycles among them as often as Python does by
+# default takes a tenth of the time.
+gc.set_threshold(50_000)
+
 hypothesis.settings.register_profile("gradkin", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("gradkin")
 
