@@ -257,6 +257,16 @@ def test_loss_counts_the_tokens_of_the_mask(key):
     np.testing.assert_array_equal(gradient[:, -1], 0)
 
 
+def test_loss_of_half_precision():
+    """Summed and counted in float32; the gradient is as narrow as the logits."""
+    logits, tokens = jnp.zeros((600, 4), jnp.bfloat16), np.arange(600) % 4
+    run = jax.value_and_grad(lambda x: models.token_loss(x, tokens, tokens >= 0))
+    found, gradient = jax.jit(run)(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.log(4), rtol=1e-6)
+    assert gradient.dtype == jnp.bfloat16
+
+
 def test_loss_of_nothing_is_zero(key):
     """Not even a NaN is seen where the mask does not look."""
     logits, tokens = jnp.full((2, 6, V), jnp.nan).at[1].set(0.0), tokens_of(2, 6)
@@ -308,6 +318,8 @@ def test_bad_loss_and_rotation():
         models.token_loss(logits, tokens, jnp.ones(3, bool))
     with pytest.raises(TypeError, match="boolean mask, got mask of dtype float32"):
         models.token_loss(logits, tokens, jnp.ones(4))
+    with pytest.raises(TypeError, match="integer tokens, got dtype float32"):
+        models.token_loss(logits, jnp.full(4, 1.7), jnp.ones(4, bool))
     with pytest.raises(ValueError, match=r"even number of channels, got x.shape=\(2, 1, 3\)"):
         models.rotary_embedding(jnp.zeros((2, 1, 3)), np.arange(2))
     with pytest.raises(ValueError, match=r"shape \(2,\), got positions.shape=\(3,\)"):

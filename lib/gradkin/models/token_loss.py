@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from gradkin.matrices.contraction import at_least_float32
 from gradkin.typing import Array, ArrayLike
 
 
@@ -24,11 +25,12 @@ def token_loss(
         the first token; its entry is not looked at.
 
     Returns:
-      ``[...]``, one mean per sequence, in nats. A sequence without targets has the loss 0 and zero
-      gradient. Logits that predict no target that counts are not looked at, even if not finite.
+      ``[...]``, one mean per sequence, in nats, float32 or wider. A sequence without targets has
+      the loss 0 and zero gradient. Logits that predict no target that counts are not looked at,
+      even if not finite.
 
     Raises:
-      TypeError: a mask that is not boolean.
+      TypeError: a mask that is not boolean, or tokens that are not integers.
       ValueError: shapes that disagree.
 
     Example:
@@ -47,6 +49,8 @@ def token_loss(
         )
     if jnp.result_type(mask) != np.bool_:
         raise TypeError(f"Expected a boolean mask, got mask of dtype {jnp.result_type(mask)}.")
+    if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+        raise TypeError(f"Expected integer tokens, got dtype {jnp.result_type(tokens)}.")
     size = np.shape(logits)[-1]
     keep, targets = jnp.asarray(mask)[..., 1:], jnp.asarray(tokens)[..., 1:].astype(np.int32)
     # Negative numbers are no tokens, though NumPy would count them from the end.
@@ -54,6 +58,7 @@ def token_loss(
     # By select, before anything is computed: the gradient of what is left out is exactly zero.
     kept = jnp.broadcast_to(keep[..., None], (*keep.shape, size))
     logits = jnp.where(kept, logits[..., :-1, :], 0)
+    logits = logits.astype(at_least_float32(logits.dtype))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="fill")[..., 0]
     losses = jnp.where(keep, jax.nn.logsumexp(logits, axis=-1) - chosen, 0)
     count = jnp.sum(keep, axis=-1, dtype=losses.dtype)
