@@ -56,6 +56,13 @@ def synthetic(pool, corpus, validation, test, *, seed=0):
     a pool has tells which one is meant, or one in four times nothing does. A model of the corpus
     can do everything and does not know what the words ask for.
 
+    The strings of a source differ from one another, and those of the target's own source from its
+    validation and test strings. Those of other sources are drawn apart, so some are also strings of
+    the target; in "mirror", source 0 of the pool "related", they have the target's answer too, in
+    other words. At `quick`, of 120 test strings 2.9 are expected among those of "mirror", nearly
+    all of length 3, where 40 of 1000 strings are tested and 66 are in the pool; with seed 0 it is
+    2. In the eight sources that both pools share, something else is asked of 15 of the 120.
+
     Args:
       pool: examples of a pool, a multiple of nine.
       corpus: documents to pre-train on.

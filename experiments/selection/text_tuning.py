@@ -92,17 +92,24 @@ def tune(config, model, keys, adapters, chosen, texts, loop, *, name):
       model: graph and parameters of the decoder.
       keys: one for each seed.
       adapters: where to start, ``[seeds, P]``.
-      chosen: numbers of the texts, ``[seeds, choices, m]``; the last few of an epoch's order are
-        left out where the batch does not divide m.
+      chosen: numbers of the texts, ``[seeds, choices, m]``; the batch divides m, or is m.
       texts: examples.
       loop: that of the runner, over the seeds.
       name: for its progress bar.
 
     Returns:
       Adapters after each epoch, behind those at the start: ``[seeds, epochs + 1, choices, P]``.
+
+    Raises:
+      ValueError: texts would be left over.
     """
     amount = chosen.shape[-1]
     batch_size = min(config.batch_size, amount)
+    if amount % batch_size:
+        raise ValueError(
+            "Expected batch_size to divide the texts to tune on, got "
+            f"batch_size={batch_size} and {amount} texts."
+        )
     per_epoch = amount // batch_size
     optimizer = optax.adam(rate_of(config, amount))
     decoder = decoder_of(config, model)

@@ -189,8 +189,8 @@ def test_tune(strings):
     test = jax.tree.map(jnp.asarray, strings["test"])
     loop = functools.partial(pure_loop, vmap_seeds=True)
     keys = jax.random.split(jax.random.key(1), 2)
-    own, other = jnp.arange(9), jnp.arange(81, 90)
-    chosen = jnp.broadcast_to(jnp.stack([own, own, other])[None], (2, 3, 9))
+    own, other = jnp.arange(8), jnp.arange(82, 90)
+    chosen = jnp.broadcast_to(jnp.stack([own, own, other])[None], (2, 3, 8))
 
     @jax.jit
     def tuned(keys, model, texts, test):
@@ -209,3 +209,5 @@ def test_tune(strings):
     # The first steps of Adam are as long as the rate.
     moved = abs(adapters[:, 1] - adapters[:, 0]).max()
     assert 0.05 < moved < 2 * 0.05 + 1e-6
+    with pytest.raises(ValueError, match="batch_size=4 and 7 texts"):
+        text_tuning.tune(config, model, keys, None, chosen[..., :7], texts, loop, name="few")
