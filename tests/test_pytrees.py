@@ -127,7 +127,29 @@ def test_classes_that_jax_confuses_are_refused():
     assert found == 36
 
 
+@pytest.mark.parametrize("fields", [{}, {"power": 2}])
+def test_classes_without_children_are_refused_too(fields):
+    fixed = {"frozen": True, "namespace": {"__call__": lambda self, x, y: jnp.sum(x * y)}}
+    confused, good = (dataclasses.make_dataclass(n, fields, **fixed) for n in ("Bare", "Good"))
+    jax.tree_util.register_dataclass(confused, [], list(fields))
+    register_dataclass(good, [], list(fields))
+    words = "Expected Bare to be registered by gradkin.pytrees.register_dataclass"
+    with pytest.raises(TypeError, match=words):
+        check_told_apart([1.0, confused(**fields)])
+    with pytest.raises(TypeError, match=words):
+        gradkin.kernel_matrix(confused(**fields), jnp.ones((2, 3)))
+    check_told_apart([1.0, good(**fields), kernels.Euclidean()])
+    assert jax.tree.structure(good(**fields)) != jax.tree.structure(confused(**fields))
+
+
 def test_what_jax_tells_apart_passes():
-    for tree in (Point(None, [2.0]), Pair(1.0, None), Own(1.0, "a"), {"a": Marked(1, "b")}, None):
+    for tree in (
+        Point(None, [2.0]),
+        Pair(1.0, None),
+        Own(1.0, "a"),
+        {"a": Marked(1, "b")},
+        None,
+        (),
+    ):
         check_told_apart(tree)
     jax.jit(check_told_apart)(Point(1.0, Own(2.0, "c")))

@@ -94,9 +94,11 @@ def check_told_apart(tree: Any) -> None:
       >>> check_told_apart([Scaled(1.0)])
     """
     children, structure = jax.tree.flatten(tree, is_leaf=lambda node: node is not tree)
-    if jax.tree_util.treedef_is_leaf(structure):
+    node = structure.node_data()
+    # Not `treedef_is_leaf`, which is also true of a node without children.
+    if node is None:
         return
-    static = structure.node_data()[1]
+    static = node[1]
     if dataclasses.is_dataclass(tree) and isinstance(static, list | tuple):
         double = _double(len(children), len(static))(*children, *static)
         if jax.tree.structure(double, is_leaf=lambda node: node is not double) == structure:
