@@ -38,6 +38,28 @@ def test_a_constant_moves_only_the_intercept():
     np.testing.assert_allclose(flat, np.tile(TARGETS.mean(0), (64, 1)), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("size", "width", "scale", "l2"),
+    [(200, 300, 300, 1.0), (50, 200, 1000, 1.0), (64, 16, 1, 1e-6), (500, 5, 5000, 1.0)],
+)
+def test_small_penalties_of_large_features(size, width, scale, l2):
+    """Lost in ``X^T X`` of float32: more features than documents, copies, words of one class."""
+    rng = np.random.default_rng(1)
+    if width == 5:
+        rows = np.eye(5)[rng.integers(0, 5, size + 20)]
+    else:
+        rows = rng.normal(size=(size + 20, width))
+        rows[:, width // 2 :] = rows[:, : width // 2] if size > width else rows[:, width // 2 :]
+    rows = (scale * rows).astype(np.float32)
+    targets = rng.normal(size=(size, 2)).astype(np.float32)
+    predicted = selection.predict_scores(fit(rows[:size], targets, l2=l2), rows)
+    X, T = rows[:size].astype(np.float64), targets.astype(np.float64)
+    x, t = X - X.mean(0), T - T.mean(0)
+    weights = np.linalg.solve(x.T @ x + l2 * np.eye(width), x.T @ t)
+    expected = (rows - X.mean(0)) @ weights + T.mean(0)
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=2e-3)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="l2 > 0"):
         selection.fit_scorers(FEATURES, TARGETS, l2=0.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Num
 
 from gradkin import checks
-from gradkin.matrices import distances
+from gradkin.matrices import distances, products
 from gradkin.matrices.kernel_arguments import as_points
 from gradkin.typing import Array, ArrayLike, Scalar
 
@@ -44,6 +44,10 @@ def fit_scorers(
       ValueError: features and targets of different lengths, or ``l2`` that is not positive.
 
     Note:
+      By a QR factorization of ``sqrt(l2) I`` below ``X`` or, where that is shorter, ``X^T``: beside
+      ``X^T X`` of large features a small ``l2`` is lost in the rounding of float32. Of a sample
+      spread over devices each gathers all for it.
+
       The paper fine-tunes RoBERTa with a linear head for each axis. Here the encoder is the
       caller's and stays as it is; fine-tune it on ``T`` by mean squared error for theirs.
 
@@ -66,9 +70,14 @@ def fit_scorers(
         raise ValueError(f"Expected features and targets of one length, got {len(x)} and {len(t)}.")
     x_mean, t_mean = jnp.mean(x, axis=0), jnp.mean(t, axis=0)
     x, t = x - x_mean[None], t - t_mean[None]
-    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    moments = product(x.T, x) + jnp.asarray(l2, x.dtype) * jnp.eye(x.shape[1], dtype=x.dtype)
-    weights = jax.scipy.linalg.solve(moments, product(x.T, t), assume_a="pos")
+    product = functools.partial(jnp.matmul, precision=products.HIGHEST)
+    n, p = x.shape
+    penalty = jnp.sqrt(jnp.asarray(l2, x.dtype)) * jnp.eye(min(n, p), dtype=x.dtype)
+    Q, R = jnp.linalg.qr(jnp.concatenate([x if n >= p else x.T, penalty]))
+    if n >= p:
+        weights = jax.scipy.linalg.solve_triangular(R, product(Q[:n].T, t))
+    else:
+        weights = product(Q[:p], jax.scipy.linalg.solve_triangular(R, t, trans="T"))
     return Scorers(weights, t_mean - product(x_mean, weights))
 
 
@@ -101,5 +110,5 @@ def predict_scores(scorers: Scorers, features: Num[ArrayLike, "n p"]) -> Float[A
         raise ValueError(
             f"Expected features with {len(scorers.weights)} columns, got features.shape={x.shape}."
         )
-    product = jnp.matmul(x, scorers.weights, precision=jax.lax.Precision.HIGHEST)
+    product = jnp.matmul(x, scorers.weights, precision=products.HIGHEST)
     return product + scorers.intercept[None]
