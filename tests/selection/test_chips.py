@@ -216,6 +216,43 @@ def test_half_precision_is_computed_in_single():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_is_aligned_in_single():
+    rng = np.random.default_rng(9)
+    half = lambda *shape: rng.normal(size=shape).astype(jnp.bfloat16)
+    rows, wanted, root = half(PAIRS, 73), half(73), half(73, 73)
+    M = (root @ root.T).astype(jnp.bfloat16)
+    found = align(rows, wanted, M, damping=0.1)
+    assert found.dtype == jnp.float32
+    wide = align(*(np.asarray(x, np.float32) for x in (rows, wanted, M)), damping=0.1)
+    np.testing.assert_allclose(found, wide, rtol=1e-5)
+
+
+def test_moments_of_pairs_keep_single_precision_beside_double():
+    with jax.enable_x64(True):
+        found = jax.eval_shape(functools.partial(features, pairs=True), *problem(0), ALONE)
+    assert found.negative_moment.dtype == np.float32
+
+
+def test_the_scale_of_features_does_not_matter():
+    """Nor where its square leaves the range of numbers, to either side."""
+    heads, images, texts = problem(10, SIZE)
+
+    @jax.jit
+    def run(images, texts):
+        losses, back = jax.vjp(lambda h: selection.info_nce(h, images, texts), heads)
+        split = selection.info_nce_gradients(heads, images, texts)
+        return losses, back(jnp.ones_like(losses))[0], split
+
+    expected = run(images, texts)
+    _, gradient, split = expected
+    summed = jax.tree.map(lambda a, b: jnp.sum(a + b, axis=0), *split)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, gradient, summed)
+    for scales in ((1e20, 1e20), (1e-25, 1e-25), (1e15, 1e-30)):
+        scaled = (x * np.float32(s) for x, s in zip((images, texts), scales))
+        jax.tree.map(close, run(*scaled), expected)
+
+
 @functools.partial(jax.jit, static_argnames="parallel")
 def sketched(sketch, heads, images, texts, groups, *, parallel):
     pool = selection.pair_features(

@@ -214,11 +214,12 @@ def _of_pairs(c: Contrast, sketch: Any) -> Array:
     """Sum of ``(p_ij + q_ij) / 2`` times the squares of the gradients of ``s_ij``."""
     weights = (c.p + c.q) / 2
 
-    def add(total: Array, i: Array) -> tuple[Array, None]:
+    def of_image(i: Array) -> Array:
         rows = _project(sketch, similarity_gradients(c, i))
-        return total + _gram(rows, weights[i][:, None] * rows), None
+        return _gram(rows, weights[i][:, None] * rows)
 
-    shape = jax.eval_shape(lambda: add(jnp.zeros(()), jnp.asarray(0))[0])
+    shape = jax.eval_shape(of_image, jnp.asarray(0))
+    add = lambda total, i: (total + of_image(i), None)
     total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), jnp.arange(len(c.x)))
     return total
 
@@ -243,7 +244,7 @@ def newton_alignment(
         eigenvalues are large; without bound it becomes that of inner products.
 
     Returns:
-      ``[n]``; with a curvature of zero, the inner products.
+      ``[n]``, float32 at least; with a curvature of zero, the inner products.
 
     Raises:
       ValueError: damping that is not positive, or shapes that do not fit.
@@ -265,7 +266,9 @@ def newton_alignment(
       Influence-based Data Selection", arXiv:2511.18519. :cite:`chips-data-selection`
     """
     checks.positive(damping=damping)
-    gradients, target, curvature = map(jnp.asarray, (gradients, target, curvature))
+    arrays = [jnp.asarray(x) for x in (gradients, target, curvature)]
+    dtype = functools.reduce(np.promote_types, [x.dtype for x in arrays], np.dtype(np.float32))
+    gradients, target, curvature = (x.astype(dtype) for x in arrays)
     k = target.shape[0] if target.ndim == 1 else None
     if k is None or gradients.shape[1:] != (k,) or curvature.shape != (k, k):
         raise ValueError(

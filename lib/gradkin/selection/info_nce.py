@@ -299,8 +299,14 @@ def _counted(negatives: ArrayLike | None, images: int, texts: int) -> Array:
 def _embed(features: Array, head: Array) -> tuple[Array, Array]:
     """Embeddings of norm 1 or 0, and one over their norms."""
     z = _product(features, head)
+    # Squares of large entries would overflow and of small ones vanish. A factor of a row does not
+    # change its direction: its derivative is zero.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=1, initial=0))
+    zero = largest < jnp.finfo(z.dtype).tiny
+    largest = jnp.where(zero, 1, largest)
+    z = jnp.where(zero[:, None], 0, z) / largest[:, None]
     inverse = verbs.inverse(verbs.safe_sqrt(jnp.sum(jnp.square(z), axis=1)))
-    return z * inverse[:, None], inverse
+    return z * inverse[:, None], inverse / largest
 
 
 def _beside(x: Array, y: Array, cosines: Array) -> Array:
