@@ -20,6 +20,9 @@ def draw(n=60, q=3, seed=0):
 
 def by_definition(scores, budget, lengths, fill):
     """One token deeper on all axes, again and again; then whole documents until one is too long."""
+    short = np.flatnonzero(lengths <= (budget if fill else budget // scores.shape[1]))
+    if len(short) < len(lengths):
+        return set(short[list(by_definition(scores[short], budget, lengths[short], fill))])
     orders = np.argsort(-scores.T, axis=1, kind="stable")
     best = lambda c: [order[np.cumsum(lengths[order]) <= c] for order in orders]
     union = lambda c: np.unique(np.concatenate(best(c)))
@@ -45,8 +48,8 @@ def test_follows_the_definition(fill, counted):
         scores, lengths = draw(seed=seed)
         given = lengths if counted else None
         counts = lengths if counted else np.ones_like(lengths)
-        # Less than the first document, where it is long.
-        for budget in (4, 25) if counted and fill else (25,):
+        # Less than some documents, or than their part of it.
+        for budget in (4, 25) if counted else (25,):
             found = select(scores, budget=budget, lengths=given, fill=fill)
             chosen = np.asarray(found.chosen)
             assert set(np.flatnonzero(chosen)) == by_definition(scores, budget, counts, fill)
@@ -54,11 +57,21 @@ def test_follows_the_definition(fill, counted):
             assert used <= budget
             if fill:
                 # Nothing is left that would have fitted in any case.
-                assert used > budget - counts.max()
+                assert used > budget - counts[counts <= budget].max()
             np.testing.assert_array_equal(np.any(found.sets, axis=0), chosen)
             axis = np.asarray(found.axis)
             np.testing.assert_array_equal(axis >= 0, chosen)
             assert np.all(np.asarray(found.sets)[axis[chosen], np.flatnonzero(chosen)])
+
+
+def test_documents_longer_than_the_budget_are_left_out():
+    scores, lengths = np.array([[9.0], [1.0], [5.0]]), np.array([5, 2, 7])
+    for fill in (True, False):
+        found = select(scores, budget=4, lengths=lengths, fill=fill)
+        assert found.chosen.tolist() == [False, True, False]
+        assert found.axis.tolist() == [-1, 0, -1]
+        assert found.sets.tolist() == [[False, True, False]]
+    assert not np.any(select(scores, budget=4, lengths=lengths + 5, fill=True).chosen)
 
 
 def test_without_lengths_the_budget_is_met():

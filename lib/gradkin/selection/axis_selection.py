@@ -48,6 +48,10 @@ def select_by_axes(
     are followed equally deep, none pays for another's duplicates. Of the documents that come next
     at the same depth, those of earlier axes are taken, up to the first one that does not fit.
 
+    A document that alone is longer than the budget (without ``fill``, than ``budget / Q``) can not
+    be selected and is left out of the rankings: the next best take its place. Where all are, none
+    is selected.
+
     Args:
       scores: ``[N, q]``, as from `project_scores` or `predict_scores`; higher is better. Any others
         do, standardized or not.
@@ -92,17 +96,20 @@ def select_by_axes(
     if not fill and budget < len(ranked):
         raise ValueError(f"Expected budget >= the {len(ranked)} rankings, got budget={budget}.")
 
+    fits = lengths <= (budget if fill else budget // len(ranked))
+    lengths = jnp.where(fits, lengths, 0)
+
     def reached(scores: Array) -> Array:
         order = jnp.argsort(-scores, stable=True)
         tokens = jnp.cumsum(lengths[order])
         return jnp.zeros_like(tokens).at[order].set(tokens)
 
-    depths = jax.vmap(reached)(ranked)
+    depths = jnp.where(fits[None], jax.vmap(reached)(ranked), np.iinfo(lengths.dtype).max)
     depth, axis = jnp.min(depths, axis=0), jnp.argmin(depths, axis=0).astype(np.int32)
     if fill:
         order = jnp.lexsort((axis, depth))
         used = jnp.cumsum(lengths[order])
-        chosen = jnp.zeros(num_documents, bool).at[order].set(used <= budget)
+        chosen = jnp.zeros(num_documents, bool).at[order].set(used <= budget) & fits
         deepest = jnp.max(jnp.where(chosen, depth, 0))
     else:
         deepest = budget // len(ranked)
