@@ -60,9 +60,9 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        widths=(2, 3, 4),
+        widths=(2, 3),
         classes=(2, 3),
-        separations=(1.0, 2.0),
+        separations=(1.0,),
         features=4,
         examples=16,
         steps=4,

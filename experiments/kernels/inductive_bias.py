@@ -72,11 +72,11 @@ class Config:
 PRESETS = {
     "smoke": Config(
         dimensions=(2, 6),
-        train_sizes=(20, 60),
+        train_sizes=(60,),
         draws=2,
         samples=100,
         networks=4,
-        widths=(4, 8),
+        widths=(4,),
         steps=4,
         images=30,
     ),

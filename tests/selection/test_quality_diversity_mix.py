@@ -1,5 +1,7 @@
 """QuaDMix: the formula, its limits, ranks by their definition, sharded arrays, bad input."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +24,18 @@ DOMAIN = np.repeat(np.arange(3), [4, 9, 27]).astype(np.int32)
 
 def params(**changes):
     """Of three domains and two criteria."""
-    whole = {"lam": [5.0] * 3, "omega": [0.4] * 3, "eta": [1.5] * 3, "eps": [0.01] * 3}
+    whole: dict[str, Any] = {
+        "lam": [5.0] * 3,
+        "omega": [0.4] * 3,
+        "eta": [1.5] * 3,
+        "eps": [0.01] * 3,
+    }
     whole["alpha"] = [[0.5, 0.5]] * 3
     whole |= {
         name: [value] * 3 if np.ndim(value) == 0 else value for name, value in changes.items()
     }
-    return selection.MixParams(
-        *(np.asarray(whole[n], np.float32) for n in selection.MixParams._fields)
-    )
+    leaves: Any = [np.asarray(whole[name], np.float32) for name in selection.MixParams._fields]
+    return selection.MixParams(*leaves)
 
 
 def ranks(size=40):
