@@ -16,13 +16,6 @@ def is_concrete(value: Any) -> bool:
     return not split or value.is_fully_replicated
 
 
-def is_readable(value: Any) -> bool:
-    """Whether this process can read a value now: not traced, not spread over other processes."""
-    if isinstance(value, jax.Array) and is_concrete(value):
-        return value.is_fully_addressable or value.is_fully_replicated
-    return is_concrete(value)
-
-
 def positive(**values: Any) -> None:
     """Raise ValueError unless each concrete value is finite and > 0; infinity is allowed."""
     for name, value in values.items():

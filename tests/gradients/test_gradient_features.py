@@ -121,8 +121,9 @@ def test_bad_input(network):
         run(loss, params, batch, direction="adam", moments=other)
     with pytest.raises(TypeError, match="Expected a sketch"):
         run(loss, params, batch, sketch=512)
-    with pytest.raises(ValueError, match="batch_size > 0"):
-        run(loss, params, batch, batch_size=0)
+    for batch_size in (0, 2.5):
+        with pytest.raises(ValueError, match="batch_size to be a positive integer"):
+            run(loss, params, batch, batch_size=batch_size)
     with pytest.raises(ValueError, match="one leading axis"):
         run(loss, params, (batch[0], batch[1][:3], batch[2]))
     with pytest.raises(ValueError, match="at least one example"):

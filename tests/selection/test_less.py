@@ -139,6 +139,58 @@ def test_an_epoch_uses_every_example_once():
         selection.less_features(lambda w, x: w @ x, checkpoints, jnp.eye(9), sketch=None)
 
 
+def test_fewer_examples_than_a_batch_are_one(mesh):
+    """Also where the batch has to stay a multiple of the number of devices."""
+    found = [
+        selection.warm_up(
+            jax.random.key(0), lambda w, x: w @ x, jnp.zeros(9), jnp.eye(9), sharding=sharding,
+            optimizer=optax.sgd(1.0), learning_rate=1.0, num_examples=4, epochs=2, batch_size=8,
+        )
+        for sharding in (None, NamedSharding(mesh, PartitionSpec("data")))
+    ]  # fmt: skip
+    for checkpoints, used in found:
+        wanted = np.zeros((2, 9))
+        wanted[:, np.asarray(used)] = -0.25 * np.array([[1], [2]])
+        np.testing.assert_allclose(checkpoints.params, wanted)
+
+
+def test_frozen_parameters_are_arguments():
+    """As `less_features` says: a loss made inside `jit`, of frozen parameters that it is given."""
+    traces = []
+    shapes = jax.ShapeDtypeStruct((50_000, 4), np.float32)
+
+    @jax.jit
+    def found(adapter, frozen, pool):
+        def of_example(adapter, x):
+            return jnp.sum(jnp.tanh((frozen + adapter["a"] @ adapter["b"]) @ x)) / len(frozen)
+
+        traces.append(len(frozen))
+        checkpoints, _ = selection.warm_up(
+            jax.random.key(0), of_example, adapter, pool, optimizer=OPTIMIZER,
+            learning_rate=SCHEDULE, num_examples=2, epochs=1, batch_size=2,
+        )  # fmt: skip
+        options: Any = {"sketch": None, "direction": "gradient"}
+        rows = selection.less_features(of_example, checkpoints, pool, **options)
+        return checkpoints.params, rows
+
+    def adapter_of(n):
+        return {"a": jnp.ones((n, 1)), "b": jnp.ones((1, 4)) / 8}
+
+    pool = jax.random.normal(jax.random.key(1), (3, 4))
+    program = found.lower(adapter_of(50_000), shapes, pool).as_text()
+    assert len(program) < 200_000  # of 200,000 numbers eight letters each would be more
+    frozen = jax.random.normal(jax.random.key(2), (2, 6, 4))
+    results = [found(adapter_of(6), x, pool) for x in frozen]
+    assert traces == [50_000, 6]
+    columns = np.asarray(pool).T
+    for x, (params, rows) in zip(np.asarray(frozen), results):
+        a, b = (np.asarray(params[name][0]) for name in "ab")
+        assert np.all(abs(a - 1) > 1e-3)
+        slope = 1 - np.tanh((x + a @ b) @ columns) ** 2
+        wanted = np.concatenate([slope * (b @ columns), a.T @ slope * columns]) / 6
+        np.testing.assert_allclose(rows[0].T, wanted, rtol=1e-4, atol=1e-6)
+
+
 # ---- scores ------------------------------------------------------------------------------
 
 
@@ -314,9 +366,13 @@ def test_bad_input(task, made):
         scores(validation[:2], ones)
     with pytest.raises(ValueError, match="Expected 3 learning_rates"):
         scores(validation, ones[:2])
-    for rates in (np.zeros(3, np.float32), np.array([1, 1, -1], np.float32)):
-        with pytest.raises(ValueError, match="learning_rates that are >= 0 and not all zero"):
-            scores(validation, rates)
+    for rates in ([0, 0, 0], [1, 1, -1], [1, 1, np.inf]):
+        with pytest.raises(ValueError, match="finite learning_rates that are >= 0 and not all ze"):
+            scores(validation, np.array(rates, np.float32))
+    with pytest.raises(TypeError, match="validation of floating-point numbers, got dtype int32"):
+        scores(np.ones(validation.shape, np.int32), ones)
+    with pytest.raises(TypeError, match="validation of floating-point numbers, got dtype int32"):
+        selection.less_queries(np.ones(validation.shape, np.int32))
     with pytest.raises(ValueError, match="Expected subtasks from 0 to 3, each with an example"):
         scores(validation, ones, subtasks=SUBTASKS, num_subtasks=4)
     with pytest.raises(ValueError, match="each with an example"):
@@ -334,9 +390,49 @@ def test_bad_input(task, made):
             selection.select_top_fraction(jnp.ones(3), fraction)
         with pytest.raises(ValueError, match=r"fraction in \(0, 1\]"):
             warm_up(jax.random.key(0), params=params, pool=pool, fraction=fraction)
-    with pytest.raises(ValueError, match="num_examples from 1 to 32"):
-        warm_up(jax.random.key(0), params=params, pool=pool, num_examples=33)
-    with pytest.raises(ValueError, match="batch_size > 0"):
-        warm_up(jax.random.key(0), params=params, pool=pool, batch_size=0)
+    for count in (0, 33, 3.7):
+        with pytest.raises(ValueError, match=f"an integer from 1 to 32, got {count}"):
+            warm_up(jax.random.key(0), params=params, pool=pool, num_examples=count)
+    for name, value in (("batch_size", 0), ("batch_size", 2.7), ("epochs", 1.5)):
+        options = {"params": params, "pool": pool, name: value}
+        with pytest.raises(ValueError, match=f"{name} to be a positive integer, got {name}="):
+            warm_up(jax.random.key(0), **options)
+    falls_below = optax.linear_schedule(0.1, -0.1, 9)
+    for rate, match in (
+        (falls_below, "finite and >= 0, got -0.0.* at step 5"),
+        (-0.1, "got -0.1"),
+        (np.inf, "got inf"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            warm_up(
+                jax.random.key(0), params=params, pool=pool, learning_rate=rate, num_examples=32
+            )
     with pytest.raises(ValueError, match="at least one score"):
         selection.select_top_fraction(jnp.ones(0), 0.5)
+
+
+def never(params, example):
+    raise AssertionError("The training began.")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"validation_mean": "mean"}, "validation_mean to be one of"),
+        ({"fraction": 2.0}, r"fraction in \(0, 1\], got fraction=2.0"),
+        ({"warm_up_fraction": 0.0}, r"fraction in \(0, 1\]"),
+        ({"subtasks": SUBTASKS[:4]}, r"subtasks of shape \(6,\)"),
+        ({"num_subtasks": 4}, "subtasks from 0 to 3, each with an example"),
+        ({"optimizer": optax.sgd(0.1)}, "one optax.ScaleByAdamState, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate > 0"),
+        ({"b1": 1.0}, r"b1 in \[0, 1\)"),
+        ({"feature_batch_size": 2.5}, "feature_batch_size to be a positive integer, got 2.5"),
+        ({"sketch": 64}, "Expected a sketch"),
+    ],
+)
+def test_bad_options_are_found_before_the_training(task, options, match):
+    params, pool, validation = task
+    given = {"optimizer": OPTIMIZER, "learning_rate": SCHEDULE, "sketch": SKETCH, "batch_size": 8}
+    given |= {"subtasks": SUBTASKS} | options
+    with pytest.raises((ValueError, TypeError), match=match):
+        selection.less(jax.random.key(0), never, params, pool, validation, **given)

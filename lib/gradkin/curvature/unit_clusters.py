@@ -190,7 +190,7 @@ def check_clusters(affinity: Array, num_clusters: int) -> None:
         raise ValueError(
             f"Expected num_clusters in 1, ..., {len(affinity)}, got num_clusters={num_clusters}."
         )
-    if checks.is_readable(affinity) and not np.isfinite(np.asarray(affinity)).all():
+    if checks.is_concrete(affinity) and not np.isfinite(np.asarray(affinity)).all():
         raise ValueError("Expected finite affinities, got NaN or infinity.")
 
 

@@ -48,7 +48,8 @@ def gradient_features(
     Args:
       loss_fn: ``loss_fn(params, example)`` -> scalar.
       params: the parameters whose gradient is taken; what is frozen (the model under an adapter)
-        is closed over by ``loss_fn``.
+        is closed over by ``loss_fn``, which is then made inside a `jax.jit` that takes it as an
+        argument: see the example of `less_features`.
       batch: ``n`` examples, batched.
       sketch: a sketch, such as `RademacherSketch`; None for all numbers of the direction, in the
         order of the parameters' leaves.
@@ -118,8 +119,8 @@ def features(
     checks.one_of(DIRECTIONS, direction=direction)
     if sketch is not None:
         sketching.check_sketch(sketch)
-    if batch_size is not None:
-        checks.positive(batch_size=batch_size)
+    if batch_size is not None and not checks.is_integer(batch_size, least=1):
+        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
     if direction == "adam":
         if moments is None:
             raise ValueError("Expected moments with direction='adam', got None.")

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import ArrayLike, Float, Int
 
 from gradkin import checks
-from gradkin.gradients.adam_direction import adam_options
-from gradkin.gradients.gradient_features import features, unit_rows
-from gradkin.matrices import contraction, products
+from gradkin.gradients.adam_direction import adam_moments, adam_options
+from gradkin.gradients.gradient_features import features, num_examples, unit_rows
+from gradkin.matrices import contraction, products, sketching
 from gradkin.selection.warm_up import Checkpoints, fraction_of, warm_up
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
@@ -59,7 +59,10 @@ def less_features(
     Training examples are seen as Adam's direction, validation examples as their plain gradient.
 
     Args:
-      loss_fn: ``loss_fn(params, example)`` -> scalar.
+      loss_fn: ``loss_fn(params, example)`` -> scalar. Frozen parameters that it closes over would
+        be constants of the compiled program, which would be compiled again for every new
+        ``loss_fn``: under adapters, call `warm_up`, this and `less` inside a `jax.jit` that takes
+        them as arguments, and make ``loss_fn`` there, as in the second example.
       checkpoints: as from `warm_up`.
       batch: ``n`` examples, batched.
       sketch: a sketch such as `RademacherSketch`, the same for training and validation; None for
@@ -90,6 +93,24 @@ def less_features(
       ... )
       >>> sketch = gradients.RademacherSketch(jax.random.key(2), 8)
       >>> selection.less_features(loss, checkpoints, pool, sketch=sketch).shape
+      (2, 40, 8)
+
+      With adapters, here of a matrix; of a Flax model ``loss_fn`` merges ``graph``, ``adapters``
+      and ``frozen`` (see `gradkin.models.add_lora`). The program is compiled once for all models of
+      these sizes:
+
+      >>> @jax.jit
+      ... def features_of(key, adapters, frozen, pool):
+      ...     def loss_fn(adapters, x):
+      ...         weight = frozen + adapters["a"] @ adapters["b"]
+      ...         return jnp.sum((weight @ x) ** 2)
+      ...     checkpoints, _ = selection.warm_up(
+      ...         key, loss_fn, adapters, pool,
+      ...         optimizer=optax.adam(0.1), learning_rate=0.1, epochs=2, batch_size=2,
+      ...     )
+      ...     return selection.less_features(loss_fn, checkpoints, pool, sketch=sketch)
+      >>> adapters = {"a": jnp.ones((3, 1)), "b": jnp.zeros((1, 3))}
+      >>> features_of(jax.random.key(1), adapters, jnp.eye(3), pool).shape
       (2, 40, 8)
 
     References:
@@ -132,6 +153,7 @@ def less_queries(
       ``[C, J, k]``; zeros for a subtask whose features are zero.
 
     Raises:
+      TypeError: features that are not floating-point numbers.
       ValueError: shapes that do not fit, a subtask without examples, or another mean.
 
     Example:
@@ -145,6 +167,7 @@ def less_queries(
       Xia et al. (2024), arXiv:2402.04333, sec. 4.2. :cite:`less-data-selection`
     """
     checks.rank(3, validation=validation)
+    _floating(validation=validation)
     checks.one_of(MEANS, validation_mean=validation_mean)
     subtasks, count = _subtasks(subtasks, num_subtasks, np.shape(validation)[1])
     return _queries(
@@ -173,7 +196,7 @@ def less_scores(
     Args:
       train: features of the pool, ``[C, n, k]``, from Adam's directions.
       validation: features of the target's examples, ``[C, m, k]``, from plain gradients.
-      learning_rates: weights of the checkpoints, ``[C]``, >= 0 and not all zero.
+      learning_rates: weights of the checkpoints, ``[C]``, finite, >= 0 and not all zero.
       subtasks: which subtask each validation example belongs to, ``[m]`` from 0; None for one.
       num_subtasks: ``J``; needed where ``subtasks`` are traced.
       validation_mean: "gradient", the cosine of the mean (the paper); "cosine", the mean of the
@@ -185,8 +208,9 @@ def less_scores(
       in a row is NaN in its score; in validation, in all.
 
     Raises:
-      ValueError: checkpoints or dimensions that differ, rates that are negative or all zero, a
-        subtask without examples, or other options.
+      TypeError: features that are not floating-point numbers.
+      ValueError: checkpoints or dimensions that differ, rates that are negative, not finite or all
+        zero, a subtask without examples, or other options.
 
     Note:
       A subtask without examples that cannot be noticed, because ``subtasks`` are traced, counts
@@ -205,6 +229,7 @@ def less_scores(
       arXiv:2402.04333, def. 3.1 and sec. 4.2. :cite:`less-data-selection`
     """
     checks.rank(3, train=train, validation=validation)
+    _floating(train=train, validation=validation)
     checks.one_of(MEANS, validation_mean=validation_mean)
     checks.one_of(METRICS, metric=metric)
     if metric == "dot" and validation_mean != "gradient":
@@ -220,11 +245,11 @@ def less_scores(
             f"Expected {ours[0]} learning_rates, one per checkpoint, got shape "
             f"{np.shape(learning_rates)}."
         )
-    if checks.is_readable(learning_rates):
+    if checks.is_concrete(learning_rates):
         rates = np.asarray(learning_rates)
-        if not (np.all(rates >= 0) and np.any(rates > 0)):
+        if not (np.all(np.isfinite(rates)) and np.all(rates >= 0) and np.any(rates > 0)):
             raise ValueError(
-                "Expected learning_rates that are >= 0 and not all zero, got "
+                "Expected finite learning_rates that are >= 0 and not all zero, got "
                 f"learning_rates={rates.tolist()}."
             )
     subtasks, count = _subtasks(subtasks, num_subtasks, theirs[1])
@@ -265,7 +290,7 @@ def select_top_fraction(
     if not np.size(scores):
         raise ValueError("Expected at least one score, got none.")
     count = fraction_of(fraction, np.shape(scores)[0])
-    if checks.is_readable(scores):
+    if checks.is_concrete(scores):
         bad = int(np.isnan(np.asarray(scores)).sum())
         if bad:
             raise ValueError(f"Expected scores without NaN, got {bad} of them.")
@@ -304,7 +329,8 @@ def less(
     Args:
       key: PRNG key of the warm-up.
       loss_fn: ``loss_fn(params, example)`` -> scalar, of the model that selects, which may be
-        smaller than the one to be trained.
+        smaller than the one to be trained. Where it closes over frozen parameters, see
+        `less_features`.
       params: where its training starts; for adapters theirs alone.
       pool: ``n`` examples to choose from, batched.
       validation: ``m`` examples of the target, batched, a few for each subtask.
@@ -330,7 +356,8 @@ def less(
       `Less`.
 
     Raises:
-      ValueError: an optimizer without Adam's moments; else as the functions it is made of.
+      ValueError: an optimizer without Adam's moments; else as the functions it is made of, before
+        anything is trained.
 
     Note:
       The released code is ``validation_mean="cosine", bias_correction=False,
@@ -355,6 +382,21 @@ def less(
       Xia et al. (2024), "LESS: Selecting Influential Data for Targeted Instruction Tuning",
       arXiv:2402.04333. :cite:`less-data-selection`
     """
+    # Before the training, which may take hours; it checks its own options first.
+    checks.one_of(MEANS, validation_mean=validation_mean)
+    fraction_of(fraction, num_examples(pool))
+    if not callable(learning_rate):
+        checks.positive(learning_rate=learning_rate)
+    subtasks, num_subtasks = _subtasks(subtasks, num_subtasks, num_examples(validation))
+    adam_options(b1, b2, eps, bias_correction, eps_inside_sqrt)
+    if sketch is not None:
+        sketching.check_sketch(sketch)
+    if feature_batch_size is not None and not checks.is_integer(feature_batch_size, least=1):
+        raise ValueError(
+            f"Expected feature_batch_size to be a positive integer, got {feature_batch_size!r}."
+        )
+    adam_moments(jax.eval_shape(optimizer.init, params), params)
+
     checkpoints, _ = warm_up(
         key,
         loss_fn,
@@ -389,6 +431,14 @@ def less(
     return Less(select_top_fraction(scores, fraction), scores, checkpoints)
 
 
+def _floating(**features: Any) -> None:
+    for name, values in features.items():
+        if not jnp.issubdtype(jnp.result_type(values), jnp.floating):
+            raise TypeError(
+                f"Expected {name} of floating-point numbers, got dtype {jnp.result_type(values)}."
+            )
+
+
 def _subtasks(subtasks: Any, num_subtasks: int | None, m: int) -> tuple[Array, int]:
     """The subtask of every validation example, and how many subtasks there are."""
     if subtasks is None:
@@ -398,7 +448,7 @@ def _subtasks(subtasks: Any, num_subtasks: int | None, m: int) -> tuple[Array, i
             f"Expected subtasks of shape ({m},), one per validation example, got "
             f"{np.shape(subtasks)}."
         )
-    if not checks.is_readable(subtasks):
+    if not checks.is_concrete(subtasks):
         if num_subtasks is None:
             raise ValueError("Expected num_subtasks where subtasks are traced, got None.")
         return jnp.asarray(subtasks), num_subtasks

@@ -1,5 +1,6 @@
 """A short training whose checkpoints data are selected by."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,19 +48,21 @@ def warm_up(
     """Train on a few random examples of the pool, and keep every epoch's state (Xia et al. 2024).
 
     Each epoch goes through the examples once, in an order of its own, by steps on the mean loss of
-    a batch; the last batch of an epoch is smaller where ``batch_size`` does not divide them.
+    a batch; the last batch of an epoch is smaller where ``batch_size`` does not divide them. Fewer
+    examples than ``batch_size`` are one batch.
     Traceable; every process of several calls it with the same arguments.
 
     Args:
       key: PRNG key.
       loss_fn: ``loss_fn(params, example)`` -> scalar.
-      params: where training starts; what is frozen is closed over by ``loss_fn``.
+      params: where training starts; what is frozen is closed over by ``loss_fn``, which is then
+        made inside a `jax.jit` that takes it as an argument: see `less_features`.
       pool: ``n`` examples, batched.
       optimizer: optax, with its schedule.
       learning_rate: what ``optimizer`` uses: a number, or its schedule ``step -> rate``.
       batch_size: examples of a step.
       fraction: share of the pool, in (0, 1]: the nearest whole number of examples, at least one.
-      num_examples: how many instead of ``fraction``.
+      num_examples: how many instead of ``fraction``, a positive integer.
       epochs: ``C``, how often the examples are gone through.
       sharding: how the examples of a batch lie over devices, such as
         ``NamedSharding(mesh, PartitionSpec("data"))``, for training in parallel; ``batch_size`` is
@@ -69,8 +72,9 @@ def warm_up(
       `Checkpoints`, and the numbers of the examples that were trained on.
 
     Raises:
-      ValueError: options outside their range, an empty pool, a negative rate, or an optimizer whose
-        moments are not like ``params`` (see `adam_moments`).
+      ValueError: options outside their range, an empty pool, a rate that is negative, infinite or
+        NaN at any step (where it can be read), or an optimizer whose moments are not like
+        ``params`` (see `adam_moments`).
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -92,14 +96,20 @@ def warm_up(
         count = fraction_of(fraction, total)
     else:
         count = num_examples
-        if not 1 <= count <= total:
-            raise ValueError(f"Expected num_examples from 1 to {total}, got {num_examples}.")
-    checks.positive(batch_size=batch_size, epochs=epochs)
+        if not checks.is_integer(count, least=1) or count > total:
+            raise ValueError(
+                f"Expected num_examples to be an integer from 1 to {total}, got {num_examples!r}."
+            )
+    for name, value in (("batch_size", batch_size), ("epochs", epochs)):
+        if not checks.is_integer(value, least=1):
+            raise ValueError(f"Expected {name} to be a positive integer, got {name}={value!r}.")
     schedule, rate = None, 0.0
     if callable(learning_rate):
         schedule = hashable(learning_rate)
+        steps = int(epochs) * -(-int(count) // int(batch_size))
+        _check_rates(_rates(schedule=schedule, steps=steps))
     else:
-        checks.non_negative(learning_rate=learning_rate)
+        _check_rates(learning_rate)
         rate = learning_rate
     return _train(
         key,
@@ -111,7 +121,8 @@ def warm_up(
         schedule=schedule,
         count=int(count),
         epochs=int(epochs),
-        batch_size=int(min(batch_size, count)),
+        # A batch that lies over devices stays a multiple of their number.
+        batch_size=int(batch_size if sharding is not None else min(batch_size, count)),
         sharding=sharding,
     )
 
@@ -198,9 +209,26 @@ def _mean_rates(
     """The mean rate of each epoch's steps."""
     if schedule is None:
         return jnp.broadcast_to(jnp.asarray(rate, float), (epochs,))
+    rates = _rates(schedule=schedule, steps=epochs * steps)
+    return jnp.mean(rates.reshape(epochs, steps), axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("schedule", "steps"), inline=True)
+def _rates(*, schedule: Callable[..., Any], steps: int) -> Float[Array, " steps"]:
+    """The rate of every step."""
     # Schedules mix step counts and floats.
     with jax.numpy_dtype_promotion("standard"):
-        rates = jax.vmap(lambda step: jnp.asarray(schedule(step), float))(
-            jnp.arange(epochs * steps, dtype=np.int32)
+        return jax.vmap(lambda step: jnp.asarray(schedule(step), float))(
+            jnp.arange(steps, dtype=np.int32)
         )
-    return jnp.mean(rates.reshape(epochs, steps), axis=1)
+
+
+def _check_rates(rates: Any) -> None:
+    if checks.is_concrete(rates):
+        values = np.asarray(rates)
+        bad = ~(np.isfinite(values) & (values >= 0))
+        if np.any(bad):
+            first = "" if not values.ndim else f" at step {np.argmax(bad)}"
+            raise ValueError(
+                f"Expected a learning_rate that is finite and >= 0, got {values[bad][0]}{first}."
+            )
