@@ -2,8 +2,8 @@
 
 Gradients of linear layers; bergson leaves embeddings and norms out. ``features`` multiplies each
 layer's gradient by random signs from both sides, to ``sqrt(SIZE)`` rows and columns, and joins what
-comes out: a row has ``SIZE`` numbers for each of 17 layers, more than a sketch of ours of that size,
-so that only times are alike. The loss of an example is the mean over its tokens.
+comes out: a row has ``SIZE`` numbers for each of 17 layers, more than a sketch of ours of that
+size, so that only times are comparable. The loss of an example is the mean over its tokens.
 
     python -m experiments.benchmarks.peers.bergson_features JOB SIZE [--tiny]
 """
