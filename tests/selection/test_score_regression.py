@@ -57,7 +57,7 @@ def test_small_penalties_of_large_features(size, width, scale, l2):
     x, t = X - X.mean(0), T - T.mean(0)
     weights = np.linalg.solve(x.T @ x + l2 * np.eye(width), x.T @ t)
     expected = (rows - X.mean(0)) @ weights + T.mean(0)
-    np.testing.assert_allclose(predicted, expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-4)
 
 
 def test_bad_input():

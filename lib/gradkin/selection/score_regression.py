@@ -56,8 +56,8 @@ def fit_scorers(
       >>> from gradkin import selection
       >>> x, t = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [2.0], [4.0]])
       >>> found = selection.fit_scorers(x, t, l2=2.0)
-      >>> found.weights.tolist(), found.intercept.tolist()
-      ([[1.0]], [1.0])
+      >>> [round(float(x), 4) for x in (found.weights[0, 0], found.intercept[0])]
+      [1.0, 1.0]
 
     References:
       He, Liu, Lin, Tang et al. (2025), arXiv:2510.18909. :cite:`odis`
