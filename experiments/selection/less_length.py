@@ -6,22 +6,18 @@ Influential Data for Targeted Instruction Tuning", 2024, arXiv:2402.04333.
 Claim: the gradient of an example, a mean over its tokens, is the shorter the longer the answer; so
 selection by inner products takes short examples, and cosines do not.
 
-    python -m experiments run selection/less_length --seeds 8         # 2 minutes, one core
+    python -m experiments run selection/less_length                   # 2 minutes, one core
     python -m experiments run selection/less_length --preset paper    # for a GPU; not run yet
 
 An instruction names one of eight sources; its answer, of 2 to 40 letters, is drawn letter by letter
 from the source's distribution, the same Zipf law over another order of the alphabet: no letter is
 harder for coming later. A small decoder is pre-trained on answers of uniform letters and on copying
 strings; then LESS: adapters on 5% of a pool, Adam's directions at four checkpoints, 5% selected for
-a target source of which 16 examples are known. "Inner product" is LESS's sum over checkpoints
-without the division by norms; both are also taken of plain gradients. Norms are those of projected
-gradients, as LESS sees them (within 3% at `quick`). Beside it, without a claim: how the loss per
-token goes with the length, and both for copies, of which longer ones may be harder.
-
-Seen at `quick`: inner products of plain gradients select answers a third shorter than cosines do.
-Adam's directions are no shorter for longer answers (the correlation is about +0.15: the root of the
-squares evens out large gradients), so there both scores select nearly the same, and which of them
-takes the shorter answers is chance: inner products on three seeds of eight, the first three.
+a target source of which 16 examples are known; a seed is the mean over four draws of these. "Inner
+product" is LESS's sum over checkpoints without the division by norms; both are also taken of plain
+gradients. Norms are those of projected gradients, as LESS sees them (within 3% at `quick`). Beside
+it, without a claim: how the loss per token goes with the length, and both for copies, of which
+longer ones may be harder.
 """
 
 import dataclasses
@@ -47,7 +43,7 @@ COPIED = (3, 11)
 CONTENT = 3  # letters of an instruction
 LENGTH = CONTENT + 2 + LONGEST
 MICRO_BATCH = 200  # examples whose gradients exist at a time
-RESERVE = 4  # times what a seed takes
+RESERVE = 8  # times what a draw takes
 DIRECTIONS = ("adam", "gradient")
 SCORES = ("dot", "cosine")
 
@@ -65,6 +61,7 @@ class Config:
     validation: int = 16
     fraction: float = 0.05  # warmed up on, and selected
     epochs: int = 4
+    draws: int = 4  # of pool, target and adapters, for each decoder
     adapter_batch: int = 8
     adapter_rate: float = 3e-3
     sketch: int | None = 1024  # None: gradients are not projected
@@ -73,7 +70,7 @@ class Config:
 PRESETS = {
     "smoke": Config(
         width=8, depth=1, rank=1, corpus=16, steps=2, pool=40, validation=2, epochs=2,
-        adapter_batch=2, sketch=None,
+        draws=1, adapter_batch=2, sketch=None,
     ),
     "quick": Config(),
     "paper": Config(
@@ -84,7 +81,7 @@ PRESETS = {
 
 
 def load(config):
-    """More examples than a seed takes, the known ones of the target apart from the pool."""
+    """More examples than a draw takes, the known ones of the target apart from the pool."""
     rng = np.random.default_rng(0)
     zipf = 1 / np.arange(1, LETTERS + 1)
     letters = np.stack([rng.permutation(zipf / zipf.sum()) for _ in range(SOURCES)])
@@ -107,9 +104,12 @@ def instructions(rng, source, letters):
     count = len(source)
     lengths = rng.integers(SHORTEST, LONGEST + 1, count)
     content = rng.integers(0, LETTERS, (count, CONTENT))
-    drawn = rng.uniform(size=(count, LONGEST, 1)) > np.cumsum(letters, axis=1)[source][:, None, :-1]
+    drawn = rng.uniform(size=(count, LONGEST))
+    for number, cumulative in enumerate(np.cumsum(letters, axis=1)):
+        rows = source == number
+        drawn[rows] = np.searchsorted(cumulative[:-1], drawn[rows])
     mark = np.full((count, 1), SAY)
-    parts = [SOURCE + source[:, None], LETTER + content, mark, LETTER + drawn.sum(-1)]
+    parts = [SOURCE + source[:, None], LETTER + content, mark, LETTER + drawn]
     return cut(np.concatenate(parts, axis=1), CONTENT + 2, lengths)
 
 
@@ -150,6 +150,15 @@ def run(config, key, data, loop):
 
 @functools.partial(jax.jit, static_argnames="config")
 def select(key, config, graph, params, data):
+    """Means over draws of everything but the pre-trained decoder."""
+    one = functools.partial(select_once, config=config, graph=graph, params=params, data=data)
+    found = jax.lax.map(one, jax.random.split(key, config.draws))
+    lengths = jnp.concatenate(found.pop("selected_lengths"), axis=-1)
+    means = {name: jnp.mean(values, axis=0) for name, values in found.items()}
+    return means | {"selected_lengths": jnp.sort(lengths, axis=-1)}
+
+
+def select_once(key, config, graph, params, data):
     """LESS with both scores and both directions, and what goes with the length."""
     k = jax.random.split(key, 5)
     n = config.pool
@@ -186,7 +195,7 @@ def select(key, config, graph, params, data):
         "pool_length": jnp.mean(lengths[:n].astype(np.float32)),
         "mean_length": jnp.mean(lengths[chosen].astype(np.float32), axis=-1),
         "share_of_target": jnp.mean((source[chosen] == 0).astype(np.float32), axis=-1),
-        "selected_lengths": jnp.sort(lengths[chosen], axis=-1),
+        "selected_lengths": lengths[chosen],
     }
     losses = jax.lax.map(lambda p: jax.vmap(loss, (None, 0))(p, everything), checkpoints.params)
     parts = {"answers": slice(n), "copies": slice(n, -config.validation)}
