@@ -124,8 +124,8 @@ def mixture_params(
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkin import selection
-      >>> selection.mixture_params(jnp.array([0.5, 0.5]), jnp.array([80.0, 20.0])).eps.tolist()
-      [0.0062500000931322575, 0.02500000037252903]
+      >>> selection.mixture_params(jnp.array([0.75, 0.25]), jnp.array([4.0, 1.0])).eps.tolist()
+      [0.1875, 0.25]
 
     References:
       Liu et al. (2024), "RegMix: Data Mixture as Regression for Language Model Pre-training",
@@ -303,9 +303,9 @@ def domain_rank(
     Example:
       >>> import jax.numpy as jnp
       >>> from gradkin import selection
-      >>> quality, domain = jnp.array([5.0, 1.0, 9.0, 2.0]), jnp.array([0, 0, 0, 1])
-      >>> selection.domain_rank(quality, domain).round(3).tolist()
-      [0.6669999957084656, 1.0, 0.3330000042915344, 1.0]
+      >>> quality, domain = jnp.array([5.0, 1.0, 9.0, 2.0, 7.0]), jnp.array([0, 0, 0, 1, 0])
+      >>> selection.domain_rank(quality, domain).tolist()
+      [0.75, 1.0, 0.25, 1.0, 0.5]
 
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (2). :cite:`quadmix`
