@@ -390,7 +390,8 @@ def test_bad_input(task, made):
             selection.select_top_fraction(jnp.ones(3), fraction)
         with pytest.raises(ValueError, match=r"fraction in \(0, 1\]"):
             warm_up(jax.random.key(0), params=params, pool=pool, fraction=fraction)
-    for count in (0, 33, 3.7):
+    counts: list[Any] = [0, 33, 3.7]
+    for count in counts:
         with pytest.raises(ValueError, match=f"an integer from 1 to 32, got {count}"):
             warm_up(jax.random.key(0), params=params, pool=pool, num_examples=count)
     for name, value in (("batch_size", 0), ("batch_size", 2.7), ("epochs", 1.5)):
