@@ -19,12 +19,13 @@ gradients. Norms are those of projected gradients, as LESS sees them (within 3% 
 it, without a claim: how the loss per token goes with the length, and both for copies, of which
 longer ones may be harder.
 
-Seen at `quick`: inner products of plain gradients select answers 29% shorter than cosines do.
-Adam's directions are no shorter for longer answers (the correlation is about +0.1: the root of the
-squares evens out large gradients); there both scores select nearly the same, and which of them
-takes the shorter answers is chance. The first run had one draw for each of three seeds, and on all
-three inner products did, by one percent; on eight seeds they did three times. The draws were added
-then.
+Seen at `quick`: inner products of plain gradients select answers 29% shorter than cosines do: 17.6
+letters on average, where the pool has 20.9. Cosines are not neutral either, they prefer long
+answers (24.9 letters), and of Adam's directions both scores do (24.0 and 23.6): these are no
+shorter for longer answers (the correlation is about +0.1: the root of the squares evens out large
+gradients); there both scores select nearly the same, and which of them takes the shorter answers is
+chance. The first run had one draw for each of three seeds, and on all three inner products did, by
+one percent; on eight seeds they did three times. The draws were added then.
 """
 
 import dataclasses
