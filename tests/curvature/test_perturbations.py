@@ -58,7 +58,7 @@ def test_ellipsoid_projection_is_the_nearest_point():
             "jac": lambda x: -2 * x / c**2,
         },
         method="SLSQP",
-        options={"ftol": 1e-14, "maxiter": 500},
+        options={"ftol": 1e-12, "maxiter": 500},
     )
     assert nearest.success
     found = flat(PROJECT["ellipsoid"](POINT, rho))[:-1]
