@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -364,15 +366,18 @@ axes[1, 0].set_ylabel("worst", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The same selection from a store: features of every checkpoint are written once, and each new
-# target is one pass over them. With 8 bits to a number they take a quarter of the room.
+# `selection.less` keeps the features of the whole pool in memory. For a large pool take its steps
+# one by one: `warm_up` (or checkpoints of your own), `fill` a store with features of each
+# checkpoint, and search it for `less_queries` of a target. Features are written once, and each new
+# target is one pass over them; with 8 bits to a number they take a quarter of the room.
 
 # %%
-checkpoints, rates = found.checkpoints[:2], found.checkpoints.learning_rates
+rates = found.checkpoints.learning_rates
+states = found.checkpoints.params, found.checkpoints.moments  # of each checkpoint
 with tempfile.TemporaryDirectory() as small_folder:
     small = store.create_store(small_folder, dim=512, dtype="int8")
     for c in range(len(rates)):
-        params, moments = jax.tree.map(lambda a, c=c: a[c], checkpoints)
+        params, moments = jax.tree.map(lambda a, c=c: a[c], states)
         small.fill(
             lambda start, stop, params=params, moments=moments: gradients.gradient_features(
                 loss,
@@ -425,6 +430,11 @@ for name, picked in chosen.items():
 # ## Training on what was selected
 #
 # Anew from five starts, on as many steps each, with the whole pool for comparison.
+#
+# Other ways to choose, each with a replication in `experiments/selection`: image-text pairs for
+# adapting CLIP (`selection.chips`), quality scores without their common part (`decorrelate_scores`,
+# ODiS), shares of domains and quality of a corpus (`sampling_value`, QuaDMix), clusters with
+# quality (`k_means_quality`), and batches while training (`utility_diversity_select`, UDS).
 
 # %%
 chosen["whole pool"] = jnp.arange(N)

@@ -18,6 +18,7 @@ from gradkin import checks
             np.array([1, 0]),
             r"Expected size > 0, got size=\[1 0\]",
         ),
+        (checks.positive, np.ones((3, 3)), np.eye(3), r"Expected size > 0, got size\[0, 1\]=0.0"),
         (checks.positive, float("inf"), float("nan"), "got size=nan"),
         (checks.non_negative, 0, -1, "Expected size >= 0, got size=-1"),
     ],

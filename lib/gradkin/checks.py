@@ -20,14 +20,23 @@ def positive(**values: Any) -> None:
     """Raise ValueError unless each concrete value is finite and > 0; infinity is allowed."""
     for name, value in values.items():
         if is_concrete(value) and not np.all(np.asarray(value) > 0):
-            raise ValueError(f"Expected {name} > 0, got {name}={value}.")
+            raise ValueError(f"Expected {name} > 0, got {_first(name, value, np.greater)}.")
 
 
 def non_negative(**values: Any) -> None:
     """Raise ValueError unless each concrete value is >= 0."""
     for name, value in values.items():
         if is_concrete(value) and not np.all(np.asarray(value) >= 0):
-            raise ValueError(f"Expected {name} >= 0, got {name}={value}.")
+            raise ValueError(f"Expected {name} >= 0, got {_first(name, value, np.greater_equal)}.")
+
+
+def _first(name: str, value: Any, compare: Any) -> str:
+    """A value, or of a long array the first entry that does not compare with zero."""
+    if np.size(value) <= 8:
+        return f"{name}={value}"
+    array = np.asarray(value)
+    place = np.unravel_index(np.argmin(compare(array, 0)), array.shape)
+    return f"{name}[{', '.join(map(str, place))}]={array[place]}"
 
 
 def is_integer(value: Any, *, least: int | None = None) -> TypeGuard[int]:

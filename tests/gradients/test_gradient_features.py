@@ -119,6 +119,8 @@ def test_bad_input(network):
     other = moments._replace(nu={"in": moments.nu["in"]})
     with pytest.raises(ValueError, match=r"moments.nu to have the leaves of params: \['out'\]"):
         run(loss, params, batch, direction="adam", moments=other)
+    with pytest.raises(TypeError, match=r"as from adam_moments\(opt_state, params\), got tuple"):
+        run(loss, params, batch, direction="adam", moments=(moments,))
     with pytest.raises(TypeError, match="Expected a sketch"):
         run(loss, params, batch, sketch=512)
     for batch_size in (0, 2.5):

@@ -247,7 +247,8 @@ def test_loss_counts_the_tokens_of_the_mask(key):
     found = jax.jit(models.token_loss)(logits, tokens, mask)
     log, tokens = log_softmax(logits), np.asarray(tokens)
     each = lambda b, *places: -np.mean([log[b, t - 1, tokens[b, t]] for t in places])
-    np.testing.assert_allclose(found, [each(0, 2, 3, 5), each(1, 4)], rtol=1e-5)
+    expected = np.array([each(0, 2, 3, 5), each(1, 4)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
     total, gradient = loss_and_gradient(logits, tokens, mask)
     np.testing.assert_allclose(total, sum(found), rtol=1e-5)
     one_hot = np.eye(V)[tokens[:, 1:]]

@@ -364,6 +364,8 @@ def test_bad_input(task, made):
         scores(validation[:, :, :3], ones)
     with pytest.raises(ValueError, match="same checkpoints and dimension"):
         scores(validation[:2], ones)
+    with pytest.raises(ValueError, match="Expected train to hold an example"):
+        selection.less_scores(train[:, :0], validation, ones)
     with pytest.raises(ValueError, match="Expected 3 learning_rates"):
         scores(validation, ones[:2])
     for rates in ([0, 0, 0], [1, 1, -1], [1, 1, np.inf]):
@@ -421,7 +423,9 @@ def never(params, example):
     [
         ({"validation_mean": "mean"}, "validation_mean to be one of"),
         ({"fraction": 2.0}, r"fraction in \(0, 1\], got fraction=2.0"),
-        ({"warm_up_fraction": 0.0}, r"fraction in \(0, 1\]"),
+        ({"warm_up_fraction": 5}, r"warm_up_fraction in \(0, 1\], got warm_up_fraction=5"),
+        ({"fraction": True}, r"fraction to be a number in \(0, 1\], got True"),
+        ({"optimizer": optax.adam}, r"optimizer of optax, such as optax.adam\(1e-3\), got adam"),
         ({"subtasks": SUBTASKS[:4]}, r"subtasks of shape \(6,\)"),
         ({"num_subtasks": 4}, "subtasks from 0 to 3, each with an example"),
         ({"optimizer": optax.sgd(0.1)}, "one optax.ScaleByAdamState, got 0"),
@@ -437,3 +441,15 @@ def test_bad_options_are_found_before_the_training(task, options, match):
     given |= {"subtasks": SUBTASKS} | options
     with pytest.raises((ValueError, TypeError), match=match):
         selection.less(jax.random.key(0), never, params, pool, validation, **given)
+
+
+def test_which_examples_are_wrong(task):
+    params, pool, validation = task
+    given = {"optimizer": OPTIMIZER, "learning_rate": SCHEDULE, "sketch": SKETCH, "batch_size": 8}
+    run = functools.partial(selection.less, jax.random.key(0), never, params, **given)
+    with pytest.raises(ValueError, match="Expected validation to have the tree structure of pool"):
+        run(pool, validation[0])
+    with pytest.raises(ValueError, match="Expected pool with one leading axis of at least one"):
+        run(jax.tree.map(lambda x: x[:0], pool), validation)
+    with pytest.raises(ValueError, match="Expected validation with one leading axis"):
+        run(pool, jax.tree.map(lambda x: x[:0], validation))

@@ -63,6 +63,8 @@ def test_small_penalties_of_large_features(size, width, scale, l2):
 def test_bad_input():
     with pytest.raises(ValueError, match="l2 > 0"):
         selection.fit_scorers(FEATURES, TARGETS, l2=0.0)
+    with pytest.raises(ValueError, match="Expected features to be finite.*first in point 3"):
+        selection.fit_scorers(np.where(np.arange(64)[:, None] == 3, np.nan, FEATURES), TARGETS)
     with pytest.raises(ValueError, match="of one length, got 64 and 63"):
         selection.fit_scorers(FEATURES, TARGETS[:-1])
     with pytest.raises(ValueError, match="targets to have 2 axes"):

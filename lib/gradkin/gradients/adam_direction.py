@@ -107,6 +107,7 @@ def adam_direction(
       A pytree like ``gradient``, in float32 or wider.
 
     Raises:
+      TypeError: ``moments`` are none, such as the whole state of an optimizer.
       ValueError: options outside their range, or moments that are not like ``gradient``.
 
     Note:
@@ -127,10 +128,20 @@ def adam_direction(
       arXiv:2402.04333, sec. 3.1. :cite:`less-data-selection`
     """
     options = adam_options(b1, b2, eps, bias_correction, eps_inside_sqrt)
+    check_moments(moments)
     for name in ("mu", "nu"):
         tree = getattr(moments, name)
         checks.same_structure(tree, gradient, name=f"moments.{name}", like_name="gradient")
     return jax.tree.map(leaf_rule(moments.count, options), gradient, moments.mu, moments.nu)
+
+
+def check_moments(moments: Any) -> None:
+    """Raise TypeError unless these are moments of Adam."""
+    if not all(hasattr(moments, name) for name in AdamMoments._fields):
+        raise TypeError(
+            "Expected moments as from adam_moments(opt_state, params), got "
+            f"{type(moments).__name__}."
+        )
 
 
 def adam_states(opt_state: PyTree) -> list[optax.ScaleByAdamState]:

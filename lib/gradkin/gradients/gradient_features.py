@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.gradients.adam_direction import AdamMoments, AdamOptions, adam_options, leaf_rule
+from gradkin.gradients.adam_direction import (
+    AdamMoments,
+    AdamOptions,
+    adam_options,
+    check_moments,
+    leaf_rule,
+)
 from gradkin.matrices import contraction, micro_batches, sketching, verbs
 from gradkin.matrices.per_example import hashable, per_example_grads
 from gradkin.typing import Array, PyTree, Scalar
@@ -68,7 +74,7 @@ def gradient_features(
       ``[n, k]`` (``[n, parameters]`` without a sketch), float32 or wider.
 
     Raises:
-      TypeError: ``sketch`` is no sketch.
+      TypeError: ``sketch`` is no sketch, or ``moments`` are none.
       ValueError: another direction, "adam" without moments, moments that are not like the
         parameters, options outside their range, no examples or examples that differ in number.
 
@@ -124,6 +130,7 @@ def features(
     if direction == "adam":
         if moments is None:
             raise ValueError("Expected moments with direction='adam', got None.")
+        check_moments(moments)
         for name in ("mu", "nu"):
             tree = getattr(moments, name)
             checks.same_structure(tree, params, name=f"moments.{name}", like_name="params")
@@ -155,7 +162,7 @@ def unit_rows(x: Array) -> Array:
     return x * verbs.inverse(verbs.safe_sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)))
 
 
-def num_examples(batch: PyTree) -> int:
+def num_examples(batch: PyTree, name: str = "batch") -> int:
     """How many examples a batch has.
 
     Raises:
@@ -164,7 +171,7 @@ def num_examples(batch: PyTree) -> int:
     counts = {np.shape(x)[:1] for x in jax.tree.leaves(batch)}
     if len(counts) != 1 or () in counts or (0,) in counts:
         raise ValueError(
-            "Expected a batch with one leading axis of at least one example at every leaf, got "
+            f"Expected {name} with one leading axis of at least one example at every leaf, got "
             f"leading axes {sorted(counts)}."
         )
     ((count,),) = counts

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradkin.kernels.centered import centered, check_matrices
 from gradkin.matrices.kernel import kernel_matrix
-from gradkin.matrices.kernel_arguments import as_points
+from gradkin.matrices.kernel_arguments import as_points, finite
 from gradkin.matrices.kernel_tiles import pairwise_sum
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
@@ -82,6 +82,8 @@ def two_sample_test(
     """
     check_permutations(num_permutations)
     x, y = as_points(x, "x"), as_points(y, "y")
+    finite(x, "x")
+    finite(y, "y")
     n, m = len(x), len(y)
     if (x.shape[1:], x.dtype) != (y.shape[1:], y.dtype):
         raise ValueError(

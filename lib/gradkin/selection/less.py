@@ -19,7 +19,7 @@ from gradkin import checks
 from gradkin.gradients.adam_direction import adam_moments, adam_options
 from gradkin.gradients.gradient_features import features, num_examples, unit_rows
 from gradkin.matrices import contraction, products, sketching
-from gradkin.selection.warm_up import Checkpoints, fraction_of, warm_up
+from gradkin.selection.warm_up import Checkpoints, check_optimizer, fraction_of, warm_up
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
 MEANS = ("gradient", "cosine")
@@ -240,6 +240,8 @@ def less_scores(
             "Expected features of the same checkpoints and dimension, got "
             f"train.shape={ours} and validation.shape={theirs}."
         )
+    if not ours[1]:
+        raise ValueError(f"Expected train to hold an example, got train.shape={ours}.")
     if np.shape(learning_rates) != (ours[0],):
         raise ValueError(
             f"Expected {ours[0]} learning_rates, one per checkpoint, got shape "
@@ -293,7 +295,11 @@ def select_top_fraction(
     if checks.is_concrete(scores):
         bad = int(np.isnan(np.asarray(scores)).sum())
         if bad:
-            raise ValueError(f"Expected scores without NaN, got {bad} of them.")
+            first = int(np.argmax(np.isnan(np.asarray(scores))))
+            raise ValueError(
+                f"Expected scores without NaN, got {bad} of {np.size(scores)}, first of example "
+                f"{first}: NaN or infinity in its features, or in those of validation."
+            )
     return _top(jnp.asarray(scores), count=count)
 
 
@@ -345,9 +351,10 @@ def less(
       epochs: of the warm-up; each gives a checkpoint.
       feature_batch_size: examples whose gradients exist at a time; None for all.
       validation_mean: see `less_scores`.
-      b1: see `adam_direction`; that of ``optimizer``.
-      b2: see `adam_direction`.
-      eps: see `adam_direction`.
+      b1: see `adam_direction`. This, ``b2`` and ``eps`` are to be those of ``optimizer``, which
+        cannot be asked for them.
+      b2: see ``b1``.
+      eps: see ``b1``.
       bias_correction: see `adam_direction`.
       eps_inside_sqrt: see `adam_direction`.
       sharding: of the warm-up's batches; see `warm_up`.
@@ -361,7 +368,8 @@ def less(
 
     Note:
       The released code is ``validation_mean="cosine", bias_correction=False,
-      eps_inside_sqrt=True``.
+      eps_inside_sqrt=True``. `optax.nadam` and `optax.adamax` have moments too; the direction is
+      Adam's all the same.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -384,10 +392,20 @@ def less(
     """
     # Before the training, which may take hours; it checks its own options first.
     checks.one_of(MEANS, validation_mean=validation_mean)
-    fraction_of(fraction, num_examples(pool))
+    size = num_examples(pool, "pool")
+    fraction_of(fraction, size)
+    fraction_of(warm_up_fraction, size, name="warm_up_fraction")
+    check_optimizer(optimizer)
+    if jax.tree.structure(pool) != jax.tree.structure(validation):
+        raise ValueError(
+            "Expected validation to have the tree structure of pool, got "
+            f"{jax.tree.structure(validation)} and {jax.tree.structure(pool)}."
+        )
     if not callable(learning_rate):
         checks.positive(learning_rate=learning_rate)
-    subtasks, num_subtasks = _subtasks(subtasks, num_subtasks, num_examples(validation))
+    subtasks, num_subtasks = _subtasks(
+        subtasks, num_subtasks, num_examples(validation, "validation")
+    )
     adam_options(b1, b2, eps, bias_correction, eps_inside_sqrt)
     if sketch is not None:
         sketching.check_sketch(sketch)

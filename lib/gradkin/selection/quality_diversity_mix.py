@@ -363,7 +363,7 @@ def sampling_value(
 
     Raises:
       ValueError: shapes that differ, a domain outside its range, or, where they can be read,
-        parameters outside theirs.
+        ranks or parameters outside theirs.
 
     Example:
       >>> import jax.numpy as jnp
@@ -384,6 +384,8 @@ def sampling_value(
         )
     _check_params(params)
     _check_domain(domain, len(params.omega))
+    if checks.is_concrete(rank) and not np.all((np.asarray(rank) >= 0) & (np.asarray(rank) <= 1)):
+        raise ValueError("Expected rank in [0, 1], as from domain_rank.")
     lam, omega, eta, eps = (jnp.asarray(leaf)[domain].astype(rank.dtype) for leaf in params[1:])
     # A gap that is never negative: no exponential overflows, and no NaN comes back by `where`.
     gap = jnp.maximum(omega - rank, 0)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Num
 
 from gradkin import checks
 from gradkin.matrices import distances, products
-from gradkin.matrices.kernel_arguments import as_points
+from gradkin.matrices.kernel_arguments import as_points, finite
 from gradkin.typing import Array, ArrayLike, Scalar
 
 
@@ -66,6 +66,8 @@ def fit_scorers(
     checks.positive(l2=l2)
     x = distances.points(as_points(features, "features"))
     t = distances.points(as_points(targets, "targets")).astype(x.dtype)
+    finite(x, "features")
+    finite(t, "targets")
     if len(x) != len(t):
         raise ValueError(f"Expected features and targets of one length, got {len(x)} and {len(t)}.")
     x_mean, t_mean = jnp.mean(x, axis=0), jnp.mean(t, axis=0)

@@ -91,7 +91,8 @@ def warm_up(
       Xia et al. (2024), "LESS: Selecting Influential Data for Targeted Instruction Tuning",
       arXiv:2402.04333, sec. 4.1. :cite:`less-data-selection`
     """
-    total = count_examples(pool)
+    total = count_examples(pool, "pool")
+    check_optimizer(optimizer)
     if num_examples is None:
         count = fraction_of(fraction, total)
     else:
@@ -127,15 +128,27 @@ def warm_up(
     )
 
 
-def fraction_of(fraction: float | int, total: int) -> int:
+def fraction_of(fraction: float | int, total: int, *, name: str = "fraction") -> int:
     """The nearest whole number of ``total`` examples, at least one.
 
     Raises:
+      TypeError: no number.
       ValueError: not in (0, 1].
     """
+    if isinstance(fraction, bool | str) or np.ndim(fraction):
+        raise TypeError(f"Expected {name} to be a number in (0, 1], got {fraction!r}.")
     if not 0 < fraction <= 1:
-        raise ValueError(f"Expected fraction in (0, 1], got fraction={fraction}.")
+        raise ValueError(f"Expected {name} in (0, 1], got {name}={fraction}.")
     return max(1, round(float(fraction) * total))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise TypeError unless this is one of optax, made with its options."""
+    if not all(hasattr(optimizer, name) for name in ("init", "update")):
+        raise TypeError(
+            "Expected an optimizer of optax, such as optax.adam(1e-3), got "
+            f"{getattr(optimizer, '__name__', repr(optimizer))}."
+        )
 
 
 def _train_plain(

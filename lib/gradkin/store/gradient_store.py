@@ -145,7 +145,8 @@ class GradientStore:
         Args:
           features_of: ``(start, stop) -> [stop - start, dim]``, the rows of these examples.
           num_examples: how many there are.
-          checkpoint: whose rows.
+          checkpoint: whose rows. Rows that are there under this name stay: after training anew,
+            take another name or another store, for what made them is not looked at.
           process_index: which of the processes this is; default what `jax.distributed` says.
           num_processes: how many share the work, shard by shard in turn; default likewise.
           progress: show a progress bar (needs tqdm).
