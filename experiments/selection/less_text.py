@@ -8,8 +8,8 @@ examples of the target point are better to train on than a random 5%, often bett
 pool, and better than the nearest by words or by hidden states; a small model can select for a
 larger one.
 
-    python -m experiments run selection/less_text                 # 2 minutes, two cores
-    python -m experiments run selection/less_text --data FOLDER   # public sets, 4 minutes
+    python -m experiments run selection/less_text                 # 1 minute, two cores
+    python -m experiments run selection/less_text --data FOLDER   # public sets, 2 minutes
     python -m experiments run selection/less_text --preset paper  # for a GPU; not run yet
 
 A decoder is trained on a corpus and then has adapters (LoRA on q, k, v, o), which alone are tuned.

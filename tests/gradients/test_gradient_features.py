@@ -1,5 +1,7 @@
 """Features of gradients: against rows written down, whatever the batch, the mesh and the route."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +113,7 @@ def test_rows_of_any_size_have_norm_one_or_zero():
 
 def test_bad_input(network):
     params, moments, batch = network
-    run = gradients.gradient_features
+    run: Any = gradients.gradient_features
     with pytest.raises(ValueError, match="direction to be one of"):
         run(loss, params, batch, direction="up")
     with pytest.raises(ValueError, match="Expected moments with direction='adam'"):
