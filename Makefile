@@ -7,7 +7,7 @@ PEERS := .venv-peers
 OLD_PEERS := .venv-peers-old-jax
 PEER_PACKAGES := jax==0.10.1 torch==2.13.0 opacus==1.6.0 jax-privacy==2.0.0 vendi-score==0.0.3 dcor==0.7 \
   hyppo==0.5.2 KDEpy==1.1.12 pykeops==2.3 scikit-learn==1.9.1 faiss-cpu==1.15.1 \
-  transformers==5.23.0 datasets==5.2.0 peft==0.21.2 simple-parsing==0.1.9 natsort==8.4.0
+  transformers==5.23.0 datasets==5.2.0 peft==0.21.2 simple-parsing==0.1.9 natsort==8.4.0 petname==2.9
 OLD_PEER_PACKAGES := jax==0.4.25 jaxlib==0.4.25 'numpy<2' 'scipy<1.13' neural-tangents==0.6.5
 # Without what they depend on: torchvision would replace the torch above.
 BARE_PEER_PACKAGES := traker==0.3.2 dattri==0.3.0 PyHessian==0.1 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 \

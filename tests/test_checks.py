@@ -80,3 +80,12 @@ def test_same_structure_names_the_path(tree, words):
 def test_same_structure_sees_other_containers():
     with pytest.raises(ValueError, match="tangent to have the tree structure of params"):
         checks.same_structure([np.ones(2)], (np.ones(2),), name="tangent", like_name="params")
+
+
+def test_positive_integers():
+    checks.positive_integer(size=1, other=np.int64(7))
+    for value in (0, True, 2.0, None):
+        with pytest.raises(
+            ValueError, match=f"Expected size to be a positive integer, got {value}"
+        ):
+            checks.positive_integer(size=value)

@@ -46,6 +46,13 @@ def is_integer(value: Any, *, least: int | None = None) -> TypeGuard[int]:
     return least is None or bool(value >= least)
 
 
+def positive_integer(**values: Any) -> None:
+    """Raise ValueError unless each value is an integer, 1 or more; see `is_integer`."""
+    for name, value in values.items():
+        if not is_integer(value, least=1):
+            raise ValueError(f"Expected {name} to be a positive integer, got {value!r}.")
+
+
 def one_of(options: Iterable[Any], **values: Any) -> None:
     """Raise ValueError unless each value is one of ``options``."""
     options = tuple(options)

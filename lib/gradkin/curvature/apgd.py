@@ -117,9 +117,7 @@ def auto_pgd(
     check_ball(rho, p)
     checks.one_of(STEPS, step=step)
     checks.one_of(("random", "center"), start=start)
-    for name, number in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-        if not checks.is_integer(number, least=1):
-            raise ValueError(f"Expected {name} to be a positive integer, got {number!r}.")
+    checks.positive_integer(num_steps=num_steps, num_restarts=num_restarts)
     params = jax.tree.map(jnp.asarray, params)
     scale = filled(scale, params)
     move = functools.partial(ascend, rho=rho, p=p, scale=scale, step=step)

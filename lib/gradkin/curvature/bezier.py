@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
+from gradkin.matrices.floating import floating
 from gradkin.optim import update
 from gradkin.typing import Array, ArrayLike, PRNGKey, PyTree, Scalar
 

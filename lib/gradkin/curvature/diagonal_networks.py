@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, ArrayLike, Scalar
 
 

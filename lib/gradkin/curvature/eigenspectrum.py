@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
+from gradkin.matrices.floating import floating
 from gradkin.matrices.lanczos import Eigenpairs
 from gradkin.matrices.operators import dot, operator, symmetric
 from gradkin.typing import Array, ArrayLike, PyTree, Scalar
@@ -163,8 +163,7 @@ def count_outliers(
     if size < 2:
         raise ValueError(f"Expected at least 2 eigenvalues, got {size}.")
     if rule == "marchenko-pastur":
-        if not checks.is_integer(num_samples, least=1):
-            raise ValueError(f"Expected num_samples to be a positive integer, got {num_samples!r}.")
+        checks.positive_integer(num_samples=num_samples)
         edge = jnp.mean(values) * (1 + math.sqrt(size / num_samples)) ** 2
         return jnp.sum(values > edge, dtype=np.int32)
     if rule == "quantile":

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
 from gradkin.curvature.head_moments import HeadHessian, HeadMoments
 from gradkin.matrices import estimates, lanczos
+from gradkin.matrices.floating import floating
 from gradkin.matrices.operators import operator, symmetric
 from gradkin.typing import Array, IntScalar, PRNGKey, PyTree, Scalar
 

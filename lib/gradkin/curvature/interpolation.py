@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
 from gradkin.matrices.arguments import path_name
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, ArrayLike, PyTree
 
 Groups = str | Callable[[str], str]

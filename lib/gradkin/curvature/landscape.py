@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
 from gradkin.matrices import lanczos
 from gradkin.matrices.arguments import path_name
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, ArrayLike, PRNGKey, PyTree
 
 NORMALIZATIONS = ("model", "layer", "filter", "weight")
@@ -350,6 +350,5 @@ def _like(x: Any, w: Any) -> Array:
 def _points(batch_size: int | None, default: int) -> int:
     if batch_size is None:
         return max(default, 1)
-    if not checks.is_integer(batch_size, least=1):
-        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
+    checks.positive_integer(batch_size=batch_size)
     return int(batch_size)

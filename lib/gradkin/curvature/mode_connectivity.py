@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
 from gradkin.curvature.interpolation import interpolate
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, PyTree
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradkin import checks
-from gradkin.curvature.floating import floating
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, PRNGKey, PyTree, Scalar
 
 

@@ -89,7 +89,7 @@ def average_sharpness(
     checks.one_of(("gaussian", "uniform"), noise=noise)
     if not checks.is_integer(num_samples, least=2):
         raise ValueError(f"Expected num_samples >= 2, got {num_samples!r}.")
-    _positive_int("samples_at_once", samples_at_once)
+    checks.positive_integer(samples_at_once=samples_at_once)
     leading(batch)
     params = jax.tree.map(jnp.asarray, params)
     scale = filled(scale, params)
@@ -175,7 +175,7 @@ def worst_case_sharpness(
       follows its batch would hide the perturbation.
     """
     check_ball(rho, p)
-    _positive_int("groups_at_once", groups_at_once)
+    checks.positive_integer(groups_at_once=groups_at_once)
     number = leading(batch)
     size = number if group_size is None else group_size
     if not checks.is_integer(size, least=1) or number % size:
@@ -294,8 +294,3 @@ def leading(batch: PyTree) -> int:
 
 def _symmetric_uniform(key: PRNGKey, shape: tuple[int, ...], dtype: Any) -> Array:
     return jax.random.uniform(key, shape, dtype, -1, 1)
-
-
-def _positive_int(name: str, value: Any) -> None:
-    if not checks.is_integer(value, least=1):
-        raise ValueError(f"Expected {name} to be a positive integer, got {value!r}.")

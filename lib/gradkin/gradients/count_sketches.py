@@ -61,8 +61,7 @@ class CountSketch:
 
     def __post_init__(self) -> None:
         check(self)
-        if not checks.is_integer(self.nonzeros, least=1):
-            raise ValueError(f"Expected nonzeros to be a positive integer, got {self.nonzeros!r}.")
+        checks.positive_integer(nonzeros=self.nonzeros)
 
     def of_leaf(self, leaf: LeafGradients) -> Array:
         """One parameter's projection, ``[B, size]``."""

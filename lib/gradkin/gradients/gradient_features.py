@@ -125,8 +125,8 @@ def features(
     checks.one_of(DIRECTIONS, direction=direction)
     if sketch is not None:
         sketching.check_sketch(sketch)
-    if batch_size is not None and not checks.is_integer(batch_size, least=1):
-        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
+    if batch_size is not None:
+        checks.positive_integer(batch_size=batch_size)
     if direction == "adam":
         if moments is None:
             raise ValueError("Expected moments with direction='adam', got None.")

@@ -105,8 +105,8 @@ def shapes(params: PyTree) -> PyTree:
 
 def check_batch_size(batch_size: int | None) -> None:
     """Raise ValueError unless ``batch_size`` is None or a positive integer."""
-    if batch_size is not None and not checks.is_integer(batch_size, least=1):
-        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
+    if batch_size is not None:
+        checks.positive_integer(batch_size=batch_size)
 
 
 def check_real(params: PyTree) -> None:

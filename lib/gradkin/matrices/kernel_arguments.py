@@ -10,17 +10,12 @@ from jax.sharding import AxisType, NamedSharding
 
 from gradkin import checks
 from gradkin.matrices import arguments
+from gradkin.matrices.floating import floating
 from gradkin.matrices.kernel_tiles import Placement, pairwise_sum
 from gradkin.typing import Array
 
 # Numbers up to which concrete points are checked to be finite: a millisecond.
 CHECKED_SIZE = 2**20
-
-
-def floats(x: Any) -> Array:
-    """Numbers as an array of floats: integers and booleans in the default type."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(float)
 
 
 def as_points(x: Any, name: str) -> Array:
@@ -30,7 +25,7 @@ def as_points(x: Any, name: str) -> Array:
         raise ValueError(f"Expected {name} to hold at least one point, got {name}.shape={x.shape}.")
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"Expected {name} to hold real numbers, got {x.dtype}.")
-    return floats(x)
+    return floating(x)
 
 
 def operand(vectors: Any, size: int, name: str, *, axis: int) -> Array:
@@ -41,7 +36,7 @@ def operand(vectors: Any, size: int, name: str, *, axis: int) -> Array:
     if vectors.ndim not in (1, 2) or vectors.shape[axis] != size:
         shape = f"({size}, c)" if axis == 0 else f"(c, {size})"
         raise ValueError(f"Expected {name} to be ({size},) or {shape}, got {vectors.shape}.")
-    return floats(vectors)
+    return vectors if jnp.issubdtype(vectors.dtype, jnp.floating) else vectors.astype(float)
 
 
 def factors(weights: Any, size: int) -> Array:
@@ -49,7 +44,7 @@ def factors(weights: Any, size: int) -> Array:
     weights = jnp.asarray(weights)
     if weights.shape != (size,):
         raise ValueError(f"Expected weights to have shape ({size},), got {weights.shape}.")
-    return floats(weights)
+    return weights if jnp.issubdtype(weights.dtype, jnp.floating) else weights.astype(float)
 
 
 def probabilities(weights: Any, size: int, *, mask: Any = None, name: str = "weights") -> Array:

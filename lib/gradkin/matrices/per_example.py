@@ -154,8 +154,8 @@ def _check_options(
     checks.one_of(("auto", "factors", "dense"), route=route)
     if not callable(fun):
         raise TypeError(f"Expected fun to be callable, got {type(fun).__name__}.")
-    if batch_size is not None and not checks.is_integer(batch_size, least=1):
-        raise ValueError(f"Expected batch_size to be a positive integer, got {batch_size!r}.")
+    if batch_size is not None:
+        checks.positive_integer(batch_size=batch_size)
     if check and batch_size is not None:
         raise ValueError("Expected check=False with batch_size: check a recorded batch instead.")
 

@@ -30,9 +30,9 @@ from gradkin.selection.k_means_quality import sample_clusters as sample_clusters
 from gradkin.selection.less import Less as Less
 from gradkin.selection.less import less as less
 from gradkin.selection.less import less_features as less_features
-from gradkin.selection.less import less_queries as less_queries
-from gradkin.selection.less import less_scores as less_scores
-from gradkin.selection.less import select_top_fraction as select_top_fraction
+from gradkin.selection.less_scores import less_queries as less_queries
+from gradkin.selection.less_scores import less_scores as less_scores
+from gradkin.selection.less_scores import select_top_fraction as select_top_fraction
 from gradkin.selection.max_min_diversity import farthest_first as farthest_first
 from gradkin.selection.max_min_diversity import max_min_distance as max_min_distance
 from gradkin.selection.quality_diversity_mix import MixParams as MixParams

@@ -7,7 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Float, Int, Num
 
 from gradkin import checks
-from gradkin.matrices.kernel_arguments import floats
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, ArrayLike, PRNGKey, Scalar
 
 # Copies that int32 can count.
@@ -52,7 +52,7 @@ def scale_to_budget(
       >>> selection.scale_to_budget(values, 1.75, max_copies=1.0).tolist()
       [1.0, 0.75, 0.0]
     """
-    values = floats(values)
+    values = floating(values)
     lengths = _lengths(values, tokens)
     _check_wanted(values)
     checks.positive(budget=budget)
@@ -107,7 +107,7 @@ def draw_copies(key: PRNGKey, values: Num[ArrayLike, " d"]) -> Int[Array, " d"]:
       [0, 3]
     """
     checks.non_negative(values=values)
-    values = floats(values)
+    values = floating(values)
     values = values.astype(np.promote_types(values.dtype, np.float32))
     countable = (values >= 0) & (values < MOST)
     if checks.is_concrete(countable) and not np.all(countable):
@@ -148,7 +148,7 @@ def expected_mixture(
       >>> selection.expected_mixture(values, domain, 2).tolist()
       [0.5, 0.5]
     """
-    values, domain = floats(values), jnp.asarray(domain)
+    values, domain = floating(values), jnp.asarray(domain)
     _check_wanted(values)
     if domain.shape != values.shape:
         raise ValueError(f"Expected domain of shape {values.shape}, got {domain.shape}.")

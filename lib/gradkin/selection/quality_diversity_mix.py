@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Float, Int, Num
 
 from gradkin import checks
-from gradkin.matrices.kernel_arguments import floats
+from gradkin.matrices.floating import floating
 from gradkin.typing import Array, ArrayLike, PRNGKey
 
 NORMS = ("quantile", "zscore", "minmax", "none")
@@ -133,7 +133,7 @@ def mixture_params(
     """
     checks.non_negative(weights=weights)
     checks.positive(sizes=sizes)
-    weights, sizes = floats(weights), floats(sizes)
+    weights, sizes = floating(weights), floating(sizes)
     if weights.shape != sizes.shape:
         raise ValueError(
             f"Expected weights and sizes of one length, got {weights.shape} and {sizes.shape}."
@@ -166,9 +166,9 @@ def quality_filter_params(
       >>> selection.sampling_value(rank, domain, params).tolist()
       [1.0, 1.0, 0.0, 0.0]
     """
-    shares = floats(shares)
+    shares = floating(shares)
     zero = jnp.zeros_like(shares)
-    weights = jnp.ones((len(shares), 1), shares.dtype) if alpha is None else floats(alpha)
+    weights = jnp.ones((len(shares), 1), shares.dtype) if alpha is None else floating(alpha)
     params = MixParams(weights, zero, shares, zero, zero)
     _check_params(params)
     return params
@@ -199,7 +199,7 @@ def normalize_scores(
       [0.125, 0.875, 0.5, 0.5]
     """
     checks.one_of(NORMS, norm=norm)
-    scores = floats(scores)
+    scores = floating(scores)
     checks.rank(2, scores=scores)
     if not len(scores):
         raise ValueError(f"Expected at least one document, got scores.shape={scores.shape}.")
@@ -257,7 +257,7 @@ def merge_quality(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (1). :cite:`quadmix`
     """
-    alpha, domain = floats(alpha), jnp.asarray(domain)
+    alpha, domain = floating(alpha), jnp.asarray(domain)
     _check_alpha(alpha)
     _check_domain(domain, len(alpha))
     scores = normalize_scores(scores, norm=norm)
@@ -310,7 +310,7 @@ def domain_rank(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (2). :cite:`quadmix`
     """
-    quality, domain = floats(quality), jnp.asarray(domain)
+    quality, domain = floating(quality), jnp.asarray(domain)
     lengths = None if tokens is None else jnp.asarray(tokens)
     checks.rank(1, quality=quality)
     size = len(quality)
@@ -377,7 +377,7 @@ def sampling_value(
     References:
       Liu et al. (2025), arXiv:2504.16511, eq. (3). :cite:`quadmix`
     """
-    rank, domain = floats(rank), jnp.asarray(domain)
+    rank, domain = floating(rank), jnp.asarray(domain)
     if rank.shape != domain.shape:
         raise ValueError(
             f"Expected rank and domain of one shape, got {rank.shape} and {domain.shape}."
