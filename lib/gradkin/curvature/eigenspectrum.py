@@ -163,7 +163,9 @@ def count_outliers(
     if size < 2:
         raise ValueError(f"Expected at least 2 eigenvalues, got {size}.")
     if rule == "marchenko-pastur":
-        checks.positive_integer(num_samples=num_samples)
+        # Not `positive_integer`, after which it may still be None to a type checker.
+        if not checks.is_integer(num_samples, least=1):
+            raise ValueError(f"Expected num_samples to be a positive integer, got {num_samples!r}.")
         edge = jnp.mean(values) * (1 + math.sqrt(size / num_samples)) ** 2
         return jnp.sum(values > edge, dtype=np.int32)
     if rule == "quantile":
